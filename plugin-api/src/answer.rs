@@ -1,0 +1,212 @@
+//! What a handler answers.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::{RawValue, to_raw_value};
+
+use crate::error::{Error, ErrorBody};
+
+/// What a handler answers to an event.
+///
+/// Any JSON value is an answer, falsy ones too: `0`, `""`, `false`, `[]`, `null`. Only [`Answer::Pass`] means "not handled".
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Answer {
+    /// Not handled: the next plugin is asked, and in the end the error goes on.
+    Pass,
+    /// This JSON value.
+    Result(Box<RawValue>),
+    /// What to do with the task instead.
+    Directive(Directive),
+    /// The handler failed; the next plugin is asked.
+    Failed(Error),
+}
+
+/// What a handler of `task_executor_run_task_trigger_error` may ask for instead of giving a result.
+///
+/// On the wire: `{"directive": "retry_after", "seconds": 2.5}`, `{"directive": "cancel", "reason": "…"}`,
+/// `{"directive": "replace_error", "error": {…}}`, `{"directive": "dead_letter", "reason": "…"}`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "directive", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Directive {
+    /// Run the task again after this many seconds, as long as attempts are left; else the error stands.
+    RetryAfter {
+        /// Seconds to wait.
+        seconds: f64,
+    },
+    /// End the task as `cancel`.
+    Cancel {
+        /// Why.
+        reason: String,
+    },
+    /// Let the error go on, but as this one. The original is kept beside it.
+    ReplaceError {
+        /// The new error.
+        error: ErrorBody,
+    },
+    /// Set the task aside for a person to look at.
+    DeadLetter {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Directive {
+    /// Its name on the wire.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::RetryAfter { .. } => "retry_after",
+            Self::Cancel { .. } => "cancel",
+            Self::ReplaceError { .. } => "replace_error",
+            Self::DeadLetter { .. } => "dead_letter",
+        }
+    }
+}
+
+impl Answer {
+    /// Answers with a value. A value without a JSON form makes the handler fail.
+    #[must_use]
+    pub fn result(value: impl Serialize) -> Self {
+        match to_raw_value(&value) {
+            Ok(raw) => Self::Result(raw),
+            Err(error) => Self::Failed(Error::msg(format_args!("the answer has no JSON form: {error}"))),
+        }
+    }
+
+    /// Asks for another attempt after `delay`.
+    #[must_use]
+    pub fn retry_after(delay: Duration) -> Self {
+        Self::Directive(Directive::RetryAfter { seconds: delay.as_secs_f64() })
+    }
+
+    /// Ends the task as `cancel`.
+    #[must_use]
+    pub fn cancel(reason: impl Into<String>) -> Self {
+        Self::Directive(Directive::Cancel { reason: reason.into() })
+    }
+
+    /// Lets the error go on as another one.
+    #[must_use]
+    pub fn replace_error(kind: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Directive(Directive::ReplaceError { error: ErrorBody::new(kind, message) })
+    }
+
+    /// Sets the task aside.
+    #[must_use]
+    pub fn dead_letter(reason: impl Into<String>) -> Self {
+        Self::Directive(Directive::DeadLetter { reason: reason.into() })
+    }
+}
+
+/// A type that a handler may return.
+///
+/// `()` is "not handled"; `Option` is "not handled" when `None`; `Result` fails with any error; numbers, texts, booleans, lists
+/// of these and [`serde_json::Value`] are answers. For any other serde type use [`Answer::result`].
+pub trait IntoAnswer {
+    /// The answer.
+    fn into_answer(self) -> Answer;
+}
+
+impl IntoAnswer for Answer {
+    fn into_answer(self) -> Answer {
+        self
+    }
+}
+
+impl IntoAnswer for () {
+    fn into_answer(self) -> Answer {
+        Answer::Pass
+    }
+}
+
+impl<T: IntoAnswer> IntoAnswer for Option<T> {
+    fn into_answer(self) -> Answer {
+        self.map_or(Answer::Pass, T::into_answer)
+    }
+}
+
+impl<T: IntoAnswer, E: Into<Error>> IntoAnswer for Result<T, E> {
+    fn into_answer(self) -> Answer {
+        self.map_or_else(|error| Answer::Failed(error.into()), T::into_answer)
+    }
+}
+
+macro_rules! values_are_answers {
+    ($($ty:ty),+) => {
+        $(impl IntoAnswer for $ty {
+            fn into_answer(self) -> Answer {
+                Answer::result(self)
+            }
+        })+
+    };
+}
+
+values_are_answers!(bool, i8, i16, i32, i64, isize, u8, u16, u32, u64, usize, String, &str, serde_json::Value, Box<RawValue>);
+
+impl<T: Serialize> IntoAnswer for Vec<T> {
+    fn into_answer(self) -> Answer {
+        Answer::result(self)
+    }
+}
+
+macro_rules! floats_are_answers {
+    ($($ty:ty),+) => {
+        $(impl IntoAnswer for $ty {
+            fn into_answer(self) -> Answer {
+                if self.is_finite() {
+                    Answer::result(self)
+                } else {
+                    Answer::Failed(Error::msg(format_args!("the answer {self} has no JSON form: answer null or a text instead")))
+                }
+            }
+        })+
+    };
+}
+
+floats_are_answers!(f32, f64);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn text(answer: impl IntoAnswer) -> String {
+        match answer.into_answer() {
+            Answer::Result(raw) => raw.get().to_owned(),
+            other => format!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn falsy_values_are_answers_and_only_nothing_is_a_pass() {
+        assert_eq!(text(123), "123");
+        assert_eq!(text(0), "0");
+        assert_eq!(text(""), r#""""#);
+        assert_eq!(text(false), "false");
+        assert_eq!(text(Value::Null), "null");
+        assert_eq!(text(json!([])), "[]");
+        assert_eq!(text(Vec::<i32>::new()), "[]");
+        assert_eq!(text(()), "Pass");
+        assert_eq!(text(None::<i32>), "Pass");
+        assert_eq!(text(Some(1.5)), "1.5");
+    }
+
+    #[test]
+    fn an_error_or_a_number_without_json_form_is_a_failure() {
+        assert!(matches!(Err::<(), _>("no").into_answer(), Answer::Failed(_)));
+        assert!(matches!(f64::NAN.into_answer(), Answer::Failed(_)));
+    }
+
+    #[test]
+    fn directives_are_named_on_the_wire() {
+        let Answer::Directive(directive) = Answer::retry_after(Duration::from_millis(2500)) else {
+            panic!("a directive");
+        };
+        let wire = serde_json::to_value(&directive).expect("JSON");
+        assert_eq!(wire, json!({"directive": "retry_after", "seconds": 2.5}));
+        assert_eq!(wire["directive"], directive.name());
+    }
+}

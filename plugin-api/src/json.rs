@@ -1,0 +1,50 @@
+//! JSON that only passes through: kept as text, so that nothing is lost on the way.
+
+use std::fmt;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+/// A borrowed JSON value, kept as its text until somebody asks for a part of it.
+///
+/// Integers beyond 64 bits, key order and number spelling stay as they were written.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Json<'a>(#[serde(borrow)] &'a RawValue);
+
+impl<'a> Json<'a> {
+    /// The JSON text.
+    #[must_use]
+    pub fn text(self) -> &'a str {
+        self.0.get()
+    }
+
+    /// Reads the whole value as a `T`.
+    ///
+    /// # Errors
+    ///
+    /// When the value does not have the shape of a `T`.
+    pub fn to<T: Deserialize<'a>>(self) -> Result<T, serde_json::Error> {
+        serde_json::from_str(self.0.get())
+    }
+
+    /// Reads the member `key` of an object as a `T`; `None` when there is no such member, or it is of another shape.
+    #[must_use]
+    pub fn get<T: DeserializeOwned>(self, key: &str) -> Option<T> {
+        let members: std::collections::HashMap<std::borrow::Cow<'a, str>, &'a RawValue> = self.to().ok()?;
+        serde_json::from_str(members.get(key)?.get()).ok()
+    }
+}
+
+impl<'a> From<&'a RawValue> for Json<'a> {
+    fn from(raw: &'a RawValue) -> Self {
+        Self(raw)
+    }
+}
+
+impl fmt::Display for Json<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.get())
+    }
+}

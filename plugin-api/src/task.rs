@@ -1,0 +1,182 @@
+//! Tasks: what a task body is given and what it returns.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::value::{RawValue, to_raw_value};
+
+use crate::error::{Error, TaskCancelError, TaskError, TaskPluginTriggerError};
+use crate::event::Call;
+use crate::host::{CancelFlag, Host, Level};
+
+/// One run of a task, as it crosses the boundary:
+///
+/// ```json
+/// {"task": {"name": "add", "uuid": "…", "attempt": 1, "attempts": 3}, "args": [1], "kwargs": {"b": 2}}
+/// ```
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TaskInput<'a> {
+    /// Which run of which task.
+    pub task: TaskRun,
+    /// Positional arguments, a JSON list.
+    #[serde(borrow)]
+    pub args: &'a RawValue,
+    /// Named arguments, a JSON object.
+    #[serde(borrow)]
+    pub kwargs: &'a RawValue,
+}
+
+/// Which run of which task.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TaskRun {
+    /// The task's name.
+    pub name: std::sync::Arc<str>,
+    /// Version 4, lower-case, hyphenated.
+    pub uuid: std::sync::Arc<str>,
+    /// Which run this is, from 1.
+    pub attempt: u32,
+    /// How many there may be in all.
+    pub attempts: u32,
+}
+
+/// What a task body knows of itself.
+#[derive(Debug, Clone)]
+pub struct TaskContext {
+    run: TaskRun,
+    cancel: CancelFlag,
+    host: Host,
+}
+
+impl TaskContext {
+    /// A context for one run.
+    #[must_use]
+    pub fn new(run: TaskRun, cancel: CancelFlag, host: Host) -> Self {
+        Self { run, cancel, host }
+    }
+
+    /// The task's name.
+    #[must_use]
+    pub fn task_name(&self) -> &str {
+        &self.run.name
+    }
+
+    /// The task's id.
+    #[must_use]
+    pub fn uuid(&self) -> &str {
+        &self.run.uuid
+    }
+
+    /// Which run this is, from 1.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.run.attempt
+    }
+
+    /// Whether no further attempt will follow this one.
+    #[must_use]
+    pub fn is_last_attempt(&self) -> bool {
+        self.run.attempt >= self.run.attempts
+    }
+
+    /// Whether nobody waits for this run any more. A long sync task should look now and then; an async one is dropped.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.cancel.is_cancelled()
+    }
+
+    /// Sends a line to the host's log.
+    pub fn log(&self, level: Level, message: impl std::fmt::Display) {
+        self.host.log(level, message);
+    }
+
+    /// The host: clock, data directory, log.
+    #[must_use]
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// The configuration of whoever provides the task: `[plugins.NAME.config]`, or `[tasks.NAME.config]` of an application's.
+    ///
+    /// # Errors
+    ///
+    /// When it does not have the shape of a `T`.
+    pub fn config<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
+        self.host.config()
+    }
+
+    /// Makes the error that asks the plugins: `Err(ctx.plugin_error(json!({"message": "…"})))?`.
+    #[must_use]
+    pub fn plugin_error(&self, kwargs: impl Serialize) -> TaskPluginTriggerError {
+        TaskPluginTriggerError::with_kwargs(kwargs)
+    }
+
+    /// Makes the error that ends the task as `cancel`: `Err(ctx.cancel("no longer wanted"))?`.
+    #[must_use]
+    pub fn cancel(&self, reason: impl Into<String>) -> TaskCancelError {
+        TaskCancelError::new(reason)
+    }
+}
+
+/// Reads arguments from JSON: a list into a tuple or a `Vec`, an object into a struct or a map, and nothing into `()`.
+///
+/// # Errors
+///
+/// Error type `ArgumentError`, naming `part` and what was found.
+pub fn read_argument<T: DeserializeOwned>(part: &str, json: &str) -> Result<T, TaskError> {
+    serde_json::from_str(json)
+        .or_else(|error| match json.trim() {
+            // `()` is `null` to serde, and no arguments are `[]` and `{}` to QTasks.
+            "[]" | "{}" => serde_json::from_str("null").map_err(|_| error),
+            _ => Err(error),
+        })
+        .map_err(|error| TaskError::other("ArgumentError", format!("{part} {}: {error}", excerpt(json))))
+}
+
+fn excerpt(json: &str) -> std::borrow::Cow<'_, str> {
+    const SHOWN: usize = 120;
+    match json.char_indices().nth(SHOWN) {
+        None => json.into(),
+        Some((end, _)) => format!("{}…", &json[..end]).into(),
+    }
+}
+
+/// A task's call, taken apart.
+///
+/// # Errors
+///
+/// When the host sent something else than a [`TaskInput`].
+pub(crate) fn open<'a>(call: &Call<'a>) -> Result<(TaskContext, &'a str, &'a str), TaskError> {
+    let input: TaskInput<'a> = serde_json::from_str(call.input)
+        .map_err(|error| Error::msg(format_args!("the host's call of task {} is unreadable: {error}", call.name)))
+        .map_err(|error| TaskError::Other(error.into_body()))?;
+    let context = TaskContext::new(input.task, call.cancel.clone(), call.host.clone());
+    Ok((context, input.args.get(), input.kwargs.get()))
+}
+
+/// A task's result, as JSON text.
+///
+/// # Errors
+///
+/// Error type `ResultError` when the value has no JSON form.
+pub fn write_result<T: Serialize>(value: &T) -> Result<Box<RawValue>, TaskError> {
+    to_raw_value(value).map_err(|error| TaskError::other("ResultError", format!("the task's result has no JSON form: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_become_tuples_structs_and_nothing() {
+        #[derive(Deserialize)]
+        struct Named {
+            b: i32,
+        }
+        let (a,): (i32,) = read_argument("args", "[1]").expect("a tuple");
+        let named: Named = read_argument("kwargs", r#"{"b": 2}"#).expect("a struct");
+        let () = read_argument("args", "[]").expect("no positional arguments");
+        let () = read_argument("kwargs", "{}").expect("no named arguments");
+        assert_eq!((a, named.b), (1, 2));
+        let error = read_argument::<(i32,)>("args", r#"["x"]"#).expect_err("not a number");
+        assert!(error.to_string().contains(r#"args ["x"]"#), "{error}");
+    }
+}

@@ -1,0 +1,318 @@
+//! Runs a plugin in a unit test: no host, no `dlopen`, through the same boundary functions that a host calls.
+//!
+//! ```
+//! use qtasks_plugin_api::testing::{RaisedTask, TestHost};
+//! # use qtasks_plugin_api::{Error, Host, Plugin, TriggerError, define_plugin};
+//! # struct ErrorHandler;
+//! # impl Plugin for ErrorHandler {
+//! #     type Config = ();
+//! #     fn create(_: (), _: Host) -> Result<Self, Error> { Ok(Self) }
+//! # }
+//! # impl ErrorHandler { fn on_error(&self, _: TriggerError<'_>) -> i32 { 123 } }
+//! # define_plugin! { plugin: ErrorHandler, handlers: { task_executor_run_task_trigger_error => on_error } }
+//! let host = TestHost::<ErrorHandler>::start("{}").expect("the plugin starts");
+//! let outcome = host.raise(&RaisedTask::new("add").message("too large"));
+//! assert_eq!(outcome.result(), Some(123.into()));
+//! ```
+
+use std::marker::PhantomData;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::SystemTime;
+
+use serde_json::{Map, Value, json};
+
+use crate::abi::loaded::{CallError, Instance, Module, Received, ReceivedResult};
+use crate::answer::Directive;
+use crate::error::{ErrorBody, PLUGIN_ERROR, TaskError};
+use crate::export::Export;
+use crate::host::{HostServices, Init, Level, LogLine};
+use crate::manifest::{GLOBAL, Manifest, Mode};
+use crate::trigger::Trigger;
+
+/// A plugin under test, created and started; stopped and destroyed when dropped.
+#[derive(Debug)]
+pub struct TestHost<P> {
+    instance: Instance,
+    manifest: Manifest,
+    recorded: Arc<Recorded>,
+    data_dir: std::path::PathBuf,
+    plugin: PhantomData<fn() -> P>,
+}
+
+#[derive(Debug)]
+struct Recorded {
+    lines: Mutex<Vec<(Level, String)>>,
+    now: Mutex<SystemTime>,
+}
+
+#[derive(Debug)]
+struct Services(Arc<Recorded>);
+
+impl HostServices for Services {
+    fn log(&self, line: LogLine<'_>) {
+        let mut lines = self.0.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.push((line.level, line.message.to_owned()));
+    }
+
+    fn max_level(&self) -> Level {
+        Level::Trace
+    }
+
+    fn now(&self) -> SystemTime {
+        *self.0.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Async calls are told apart by ids that are unique in the process.
+static NEXT_CALL: AtomicU64 = AtomicU64::new(1 << 63);
+
+impl<P: Export> TestHost<P> {
+    /// Creates and starts the plugin with `config`, a JSON object.
+    ///
+    /// # Errors
+    ///
+    /// What an operator would see: the plugin's refusal, or its panic.
+    ///
+    /// # Panics
+    ///
+    /// When `config` is not JSON.
+    pub fn start(config: &str) -> Result<Self, CallError> {
+        let recorded = Arc::new(Recorded { lines: Mutex::default(), now: Mutex::new(SystemTime::UNIX_EPOCH) });
+        let module = Module::linked_in::<P>();
+        let manifest: Manifest = serde_json::from_str(P::MANIFEST).expect("the macro writes manifests");
+        let number = NEXT_CALL.fetch_add(1, Ordering::Relaxed);
+        let data_dir = std::env::temp_dir().join(format!("qtasks-plugin-{}-{number}", std::process::id()));
+        let init = Init {
+            plugin: manifest.name.clone(),
+            data_dir: data_dir.clone(),
+            config: serde_json::from_str(config).expect("the configuration is JSON"),
+            host_version: "testing".to_owned(),
+        };
+        let instance = module.create(&init, Services(Arc::clone(&recorded)))?;
+        instance.start()?;
+        Ok(Self { instance, manifest, recorded, data_dir, plugin: PhantomData })
+    }
+
+    /// The manifest, as an operator sees it.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Fires a trigger with its kwargs at this plugin's handler for it, or else at its global one.
+    ///
+    /// # Panics
+    ///
+    /// When the plugin has no handler for it.
+    #[must_use]
+    pub fn fire(&self, trigger: Trigger, kwargs: &Value) -> Outcome {
+        let handlers = &self.manifest.handlers;
+        let entry = handlers
+            .iter()
+            .position(|handler| handler.trigger == trigger.name())
+            .or_else(|| handlers.iter().position(|handler| handler.trigger == GLOBAL))
+            .unwrap_or_else(|| panic!("{} has no handler for {trigger}", self.manifest.name));
+        Outcome(self.call(entry, handlers[entry].mode, trigger.name(), &kwargs.to_string()))
+    }
+
+    /// Fires `task_executor_run_task_trigger_error` for a task that raised.
+    #[must_use]
+    pub fn raise(&self, task: &RaisedTask) -> Outcome {
+        self.fire(Trigger::TaskExecutorRunTaskTriggerError, &task.kwargs())
+    }
+
+    /// Runs one of the plugin's tasks.
+    ///
+    /// # Errors
+    ///
+    /// What the task raised.
+    ///
+    /// # Panics
+    ///
+    /// When the plugin has no such task, or answers what a task cannot.
+    pub fn run_task(&self, name: &str, args: &Value, kwargs: &Value) -> Result<Value, TaskError> {
+        let tasks = &self.manifest.tasks;
+        let position = tasks
+            .iter()
+            .position(|task| task.name == name)
+            .unwrap_or_else(|| panic!("{} has no task {name}", self.manifest.name));
+        let input = json!({
+            "task": {"name": name, "uuid": UUID, "attempt": 1, "attempts": 1},
+            "args": args, "kwargs": kwargs,
+        });
+        let entry = self.manifest.handlers.len() + position;
+        match self.call(entry, tasks[position].mode, name, &input.to_string()) {
+            Ok(Received::Result(payload)) => Ok(serde_json::from_str(payload.as_str()).expect("checked on receipt")),
+            Ok(Received::Failed(body)) => Err(TaskError::from_body(body)),
+            other => panic!("task {name} of {} answered {other:?}", self.manifest.name),
+        }
+    }
+
+    fn call(&self, entry: usize, mode: Mode, name: &str, input: &str) -> ReceivedResult {
+        let id = NEXT_CALL.fetch_add(1, Ordering::Relaxed);
+        let entry = u32::try_from(entry).expect("a plugin has few entries");
+        if mode != Mode::Async {
+            return self.instance.call(id, entry, name, input);
+        }
+        let (sender, receiver) = mpsc::channel();
+        self.instance.call_async(id, entry, name, input, move |outcome| {
+            // A test that no longer waits has failed already.
+            let _ = sender.send(outcome);
+        });
+        receiver.recv().expect("every async call is completed")
+    }
+
+    /// What the plugin logged so far.
+    #[must_use]
+    pub fn log(&self) -> Vec<(Level, String)> {
+        self.recorded.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Sets the time that the plugin sees; it begins at the Unix epoch.
+    pub fn set_now(&self, now: SystemTime) {
+        *self.recorded.now.lock().unwrap_or_else(PoisonError::into_inner) = now;
+    }
+
+    /// The plugin's data directory; removed with the plugin.
+    #[must_use]
+    pub fn data_dir(&self) -> &std::path::Path {
+        &self.data_dir
+    }
+
+    /// Stops the plugin and gives what `stop` said.
+    ///
+    /// # Errors
+    ///
+    /// The plugin's error, or its panic.
+    pub fn stop(self) -> Result<(), CallError> {
+        self.instance.stop()
+    }
+}
+
+impl<P> Drop for TestHost<P> {
+    fn drop(&mut self) {
+        // Most plugins never make their directory.
+        let _ = std::fs::remove_dir_all(&self.data_dir);
+    }
+}
+
+const UUID: &str = "00000000-0000-4000-8000-000000000000";
+
+/// A task that raised, as an event is made of it.
+#[derive(Debug, Clone)]
+pub struct RaisedTask {
+    name: String,
+    args: Value,
+    kwargs: Value,
+    error_kind: String,
+    message: String,
+    payload: Map<String, Value>,
+    attempt: u32,
+    attempts: u32,
+}
+
+impl RaisedTask {
+    /// A first attempt of `task`, without arguments, that raised a plugin error without payload.
+    #[must_use]
+    pub fn new(task: impl Into<String>) -> Self {
+        Self {
+            name: task.into(),
+            args: json!([]),
+            kwargs: json!({}),
+            error_kind: PLUGIN_ERROR.to_owned(),
+            message: String::new(),
+            payload: Map::new(),
+            attempt: 1,
+            attempts: 3,
+        }
+    }
+
+    /// The task's arguments.
+    #[must_use]
+    pub fn arguments(mut self, args: Value, kwargs: Value) -> Self {
+        (self.args, self.kwargs) = (args, kwargs);
+        self
+    }
+
+    /// The error's message, also as `message` in its payload.
+    #[must_use]
+    pub fn message(mut self, message: impl Into<String>) -> Self {
+        self.message = message.into();
+        self.payload.insert("message".to_owned(), self.message.clone().into());
+        self
+    }
+
+    /// One more member of the error's kwargs.
+    #[must_use]
+    pub fn payload(mut self, key: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.payload.insert(key.into(), value.into());
+        self
+    }
+
+    /// Another error type than `TaskPluginTriggerError`.
+    #[must_use]
+    pub fn error_kind(mut self, kind: impl Into<String>) -> Self {
+        self.error_kind = kind.into();
+        self
+    }
+
+    /// Which attempt of how many.
+    #[must_use]
+    pub fn attempt(mut self, attempt: u32, attempts: u32) -> Self {
+        (self.attempt, self.attempts) = (attempt, attempts);
+        self
+    }
+
+    /// The event's kwargs.
+    #[must_use]
+    pub fn kwargs(&self) -> Value {
+        json!({
+            "task_executor": {"name": "TaskExecutor", "attempt": self.attempt, "attempts": self.attempts},
+            "task_func": {"name": self.name, "provided_by": "application"},
+            "task_broker": {
+                "uuid": UUID, "task_name": self.name, "priority": 0, "args": self.args, "kwargs": self.kwargs,
+            },
+            "e": {"type": self.error_kind, "message": self.message, "args": [], "kwargs": self.payload},
+        })
+    }
+}
+
+/// What a handler answered.
+#[derive(Debug)]
+pub struct Outcome(ReceivedResult);
+
+impl Outcome {
+    /// Whether it was "not handled".
+    #[must_use]
+    pub fn is_pass(&self) -> bool {
+        matches!(self.0, Ok(Received::Pass))
+    }
+
+    /// The value it answered.
+    #[must_use]
+    pub fn result(&self) -> Option<Value> {
+        match &self.0 {
+            Ok(Received::Result(payload)) => serde_json::from_str(payload.as_str()).ok(),
+            _ => None,
+        }
+    }
+
+    /// The directive it gave.
+    #[must_use]
+    pub fn directive(&self) -> Option<&Directive> {
+        match &self.0 {
+            Ok(Received::Directive(directive)) => Some(directive),
+            _ => None,
+        }
+    }
+
+    /// Its own failure: an error it returned, or a panic.
+    #[must_use]
+    pub fn failure(&self) -> Option<&ErrorBody> {
+        match &self.0 {
+            Ok(Received::Failed(error)) => Some(error),
+            _ => None,
+        }
+    }
+}
