@@ -53,6 +53,12 @@ impl TaskContext {
         Self { run, cancel, host }
     }
 
+    /// Which run of which task, as it crosses the boundary.
+    #[must_use]
+    pub fn run(&self) -> &TaskRun {
+        &self.run
+    }
+
     /// The task's name.
     #[must_use]
     pub fn task_name(&self) -> &str {
@@ -69,6 +75,12 @@ impl TaskContext {
     #[must_use]
     pub fn attempt(&self) -> u32 {
         self.run.attempt
+    }
+
+    /// How many runs there may be in all.
+    #[must_use]
+    pub fn attempts(&self) -> u32 {
+        self.run.attempts
     }
 
     /// Whether no further attempt will follow this one.

@@ -202,6 +202,7 @@ fn no_such_entry<P: Export>(entry: u32) -> Answer {
 }
 
 #[cfg(not(feature = "async"))]
+#[expect(clippy::extra_unused_type_parameters, reason = "the same signature as with the feature")]
 extern "C" fn call_async<P: Export>(_: *const (), call: AbiCall<'_>, completion: AbiCompletion) {
     let error = ErrorBody::new("Error", "an async entry was called in a plugin built without the feature `async`");
     (completion.complete)(call.id, AbiOutcome::failed(&error));

@@ -1,0 +1,241 @@
+//! The application: tasks, plugins and settings put together, and started.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use qtasks_plugin_api::{Export, TaskContext, TaskError};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::nearest::nearest;
+use crate::plugin::{
+    DiscoverError, LoadErrorKind, LoadReport, Loaded, Loader, Plugin, PluginSettings, Registry, RegistryError, Triggers,
+};
+use crate::settings::Settings;
+use crate::task::{Middleware, TaskExecutor, TaskLimits, TaskRegistry, TaskRegistryError};
+use crate::trigger::Dispatcher;
+
+type LinkedIn = Box<dyn FnOnce(&Loader<'_>) -> Result<Plugin, LoadErrorKind> + Send>;
+
+/// An application before its start: register tasks, link plugins in, then [`App::start`].
+///
+/// ```
+/// use qtasks_host::{App, Settings, Task, TaskContext, TaskError};
+/// use serde_json::json;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut app = App::new(Settings::default());
+/// app.task("add", async |_ctx: TaskContext, (a, b): (i64, i64), _kwargs: ()| {
+///     a.checked_add(b).ok_or_else(|| TaskError::from("too large"))
+/// });
+/// # tokio::runtime::Runtime::new()?.block_on(async {
+/// let running = app.start().await?;
+/// let report = running.run(Task::new("add")?.with_arguments(json!([1, 2]), json!({}))?).await;
+/// assert_eq!(report.returning.as_deref().map(|json| json.get()), Some("3"));
+/// running.stop().await;
+/// # Ok(()) })
+/// # }
+/// ```
+pub struct App {
+    settings: Settings,
+    tasks: TaskRegistry,
+    middlewares: Vec<Box<dyn Middleware>>,
+    linked_in: Vec<LinkedIn>,
+}
+
+impl std::fmt::Debug for App {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("App").field("settings", &self.settings).field("tasks", &self.tasks).finish_non_exhaustive()
+    }
+}
+
+/// Why an application does not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The plugin directory cannot be searched.
+    #[error(transparent)]
+    Discover(#[from] DiscoverError),
+    /// A plugin that is linked in was refused.
+    #[error("a plugin that is linked into the application was refused")]
+    LinkedIn(#[source] LoadErrorKind),
+    /// Settings for a plugin that is not there.
+    #[error("[plugins.{name}]: no plugin of this name was found in {place}{hint}")]
+    UnknownPlugin {
+        /// The name in the settings.
+        name: String,
+        /// Where was looked.
+        place: String,
+        /// The nearest found one, as words.
+        hint: String,
+    },
+    /// The plugins do not go together.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The tasks do not go together.
+    #[error(transparent)]
+    Tasks(#[from] TaskRegistryError),
+    /// Loading ended without a word.
+    #[error("the thread that loads plugins ended: {0}")]
+    Lost(String),
+}
+
+impl App {
+    /// An application with these settings, without tasks.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Self { settings, tasks: TaskRegistry::default(), middlewares: Vec::new(), linked_in: Vec::new() }
+    }
+
+    /// Registers an async task: `async |ctx, args, kwargs| …`, with `args` read from a JSON list (a tuple, a `Vec`, or `()`) and
+    /// `kwargs` from a JSON object (a struct, a map, or `()`).
+    pub fn task<F, A, K, T, E, Fut>(&mut self, name: &str, function: F) -> &mut Self
+    where
+        F: Fn(TaskContext, A, K) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<T, E>> + Send + 'static,
+        A: DeserializeOwned,
+        K: DeserializeOwned,
+        T: Serialize,
+        E: Into<TaskError>,
+    {
+        self.tasks.asynchronous(name, TaskLimits::default(), function);
+        self
+    }
+
+    /// Registers a sync task that may wait: it runs on a thread made for that.
+    pub fn blocking_task<F, A, K, T, E>(&mut self, name: &str, function: F) -> &mut Self
+    where
+        F: Fn(&TaskContext, A, K) -> Result<T, E> + Send + Sync + 'static,
+        A: DeserializeOwned,
+        K: DeserializeOwned,
+        T: Serialize,
+        E: Into<TaskError>,
+    {
+        self.tasks.blocking(name, TaskLimits::default(), function);
+        self
+    }
+
+    /// Registers a sync task that is short and never waits: it runs on the worker's own thread.
+    pub fn inline_task<F, A, K, T, E>(&mut self, name: &str, function: F) -> &mut Self
+    where
+        F: Fn(&TaskContext, A, K) -> Result<T, E> + Send + Sync + 'static,
+        A: DeserializeOwned,
+        K: DeserializeOwned,
+        T: Serialize,
+        E: Into<TaskError>,
+    {
+        self.tasks.inline(name, TaskLimits::default(), function);
+        self
+    }
+
+    /// Links a plugin in, asked for `triggers`. Its settings are `[plugins.NAME]` as for any other; no library is loaded.
+    pub fn add_plugin<P: Export>(&mut self, triggers: Triggers) -> &mut Self {
+        self.linked_in.push(Box::new(move |loader| {
+            let name = loader.name_of::<P>()?;
+            let settings = loader.settings.get(&name).cloned().unwrap_or_default();
+            let triggers = if settings.triggers == Triggers::Handled { triggers } else { settings.triggers.clone() };
+            loader.linked_in::<P>(PluginSettings { triggers, ..settings })
+        }));
+        self
+    }
+
+    /// Adds code that runs around every task, after what was added before.
+    pub fn middleware(&mut self, middleware: impl Middleware) -> &mut Self {
+        self.middlewares.push(Box::new(middleware));
+        self
+    }
+
+    /// Loads the plugins, completes the tasks, and is ready to run. A plugin library that is refused stops nothing: see
+    /// [`Running::plugin_reports`].
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`].
+    pub async fn start(self) -> Result<Running, StartError> {
+        // A plugin's create and start may wait.
+        let starting = tokio::task::spawn_blocking(move || self.start_here()).await;
+        starting.unwrap_or_else(|error| Err(StartError::Lost(error.to_string())))
+    }
+
+    fn start_here(self) -> Result<Running, StartError> {
+        let Self { settings, tasks, middlewares, linked_in } = self;
+        let loader = Loader { settings: &settings.plugins, state_dir: &settings.state_dir };
+        let mut loaded = Loaded::default();
+        for link in linked_in {
+            loaded.plugins.push(Arc::new(link(&loader).map_err(StartError::LinkedIn)?));
+        }
+        if let Some(directory) = &settings.plugin_dir {
+            loader.load_directory(directory, &mut loaded)?;
+        }
+        check_names(&settings, &loaded)?;
+        let registry = Registry::new(loaded.plugins)?;
+        let tasks = tasks.complete(&registry, &settings.tasks, &settings.state_dir)?;
+        let dispatcher = Arc::new(Dispatcher::new(registry, &settings.triggers));
+        let executor = Arc::new(TaskExecutor::new(tasks, dispatcher, middlewares, settings.executor()));
+        Ok(Running { executor, concurrency: settings.concurrency, reports: loaded.reports })
+    }
+}
+
+/// Every `[plugins.NAME]` must be somebody's. A library whose manifest cannot be read might be the one that is meant, so then it
+/// is only warned about.
+fn check_names(settings: &Settings, loaded: &Loaded) -> Result<(), StartError> {
+    let mut known: BTreeMap<&str, ()> = loaded.plugins.iter().map(|plugin| (plugin.name(), ())).collect();
+    known.extend(loaded.reports.iter().filter_map(|report| report.name().map(|name| (name, ()))));
+    let nameless = loaded.reports.iter().any(|report| report.name().is_none());
+    let place = settings.plugin_dir.as_ref().map_or_else(|| "the application".to_owned(), |path| path.display().to_string());
+    for name in settings.plugins.keys().filter(|name| !known.contains_key(name.as_str())) {
+        let hint = nearest(name, known.keys().copied());
+        if !nameless {
+            return Err(StartError::UnknownPlugin { name: name.clone(), place, hint });
+        }
+        tracing::warn!("[plugins.{name}]: no plugin of this name was found in {place}{hint}");
+    }
+    Ok(())
+}
+
+/// A started application.
+#[derive(Debug)]
+pub struct Running {
+    executor: Arc<TaskExecutor>,
+    concurrency: usize,
+    reports: Vec<LoadReport>,
+}
+
+impl Running {
+    /// What became of each file in the plugin directory.
+    #[must_use]
+    pub fn plugin_reports(&self) -> &[LoadReport] {
+        &self.reports
+    }
+
+    /// What runs the tasks.
+    #[must_use]
+    pub fn executor(&self) -> &Arc<TaskExecutor> {
+        &self.executor
+    }
+
+    /// A worker with the concurrency of the settings.
+    #[must_use]
+    pub fn worker(&self) -> crate::worker::Worker {
+        crate::worker::Worker::new(Arc::clone(&self.executor), self.concurrency)
+    }
+
+    /// Runs one task to its end, all its attempts.
+    pub async fn run(&self, task: crate::task::Task) -> crate::worker::TaskReport {
+        crate::worker::run_to_end(&self.executor, task).await
+    }
+
+    /// Stops the plugins. What still runs in them keeps its plugin alive; nothing is unloaded.
+    pub async fn stop(self) {
+        let registry = self.executor.dispatcher().registry();
+        let stopping = tokio::task::spawn_blocking(move || {
+            for plugin in registry.plugins() {
+                if let Err(error) = plugin.stop() {
+                    tracing::warn!(plugin = plugin.name(), "the plugin did not stop cleanly: {error}");
+                }
+            }
+        });
+        // A stop that panics in the host has been printed by the panic hook.
+        let _ = stopping.await;
+    }
+}

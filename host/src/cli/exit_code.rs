@@ -1,0 +1,48 @@
+//! The exit codes, all of them.
+
+use std::process::ExitCode;
+
+use qtasks_host::StartError;
+use qtasks_host::settings::SettingsError;
+
+/// What the process says when it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum ExitStatus {
+    /// Everything asked for was done; no task ended in `error`.
+    Success = 0,
+    /// At least one task ended in `error`.
+    TasksFailed = 1,
+    /// Wrong arguments or settings; nothing was run. clap uses the same number.
+    Usage = 2,
+    /// At least one input line was no task; the others were run.
+    BadInput = 3,
+    /// `plugin list` or `plugin inspect` saw a library that would be refused.
+    PluginRefused = 4,
+    /// Something outside of the program's control failed: a file, a stream.
+    Failed = 70,
+    /// Stopped by Ctrl-C: what ran was finished, the rest was not begun.
+    Interrupted = 130,
+}
+
+/// Shown by `--help`.
+pub(crate) const HELP: &str = "\
+Exit codes:
+    0  everything was done, no task ended in `error`
+    1  at least one task ended in `error`
+    2  wrong arguments or settings, nothing was run
+    3  at least one input line was no task, the others were run
+    4  `plugin list` or `plugin inspect` saw a library that would be refused
+   70  a file or stream failed
+  130  stopped by Ctrl-C: what ran was finished, the rest was not begun";
+
+impl From<ExitStatus> for ExitCode {
+    fn from(status: ExitStatus) -> Self {
+        Self::from(status as u8)
+    }
+}
+
+/// The exit code for an error that kept a command from being run.
+pub(crate) fn exit_code_of(error: &anyhow::Error) -> ExitStatus {
+    if error.is::<SettingsError>() || error.is::<StartError>() { ExitStatus::Usage } else { ExitStatus::Failed }
+}

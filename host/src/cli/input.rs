@@ -1,0 +1,95 @@
+//! Reads tasks as JSON Lines, one bounded line at a time.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use qtasks_host::Task;
+use qtasks_host::broker::MemoryBroker;
+use qtasks_host::task::TaskModelError;
+use tokio::runtime::Handle;
+
+/// Longest input line: 16 MiB.
+const MAX_LINE: u64 = 16 << 20;
+
+/// How many lines were read.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Lines {
+    pub(crate) refused: u64,
+}
+
+/// Where tasks come from.
+pub(crate) struct Input {
+    name: String,
+    reader: Box<dyn BufRead + Send>,
+}
+
+impl Input {
+    /// Opens a file, or standard input for `-`.
+    pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
+        if path == Path::new("-") {
+            return Ok(Self { name: "standard input".to_owned(), reader: Box::new(BufReader::new(io::stdin())) });
+        }
+        let name = path.display().to_string();
+        let file = File::open(path).with_context(|| format!("cannot open the tasks in {name}"))?;
+        Ok(Self { name, reader: Box::new(BufReader::new(file)) })
+    }
+
+    /// Adds every task to the broker; a line that is none is told to stderr, with its number and the reason. Blocks the thread.
+    pub(crate) fn feed(mut self, broker: &Arc<MemoryBroker>, runtime: &Handle) -> anyhow::Result<Lines> {
+        let mut lines = Lines::default();
+        let mut line = Vec::new();
+        for number in 1u64.. {
+            line.clear();
+            let read = self.reader.by_ref().take(MAX_LINE + 1).read_until(b'\n', &mut line);
+            if read.with_context(|| format!("cannot read on from {} at line {number}", self.name))? == 0 {
+                break;
+            }
+            let parsed = if line.len() as u64 > MAX_LINE {
+                self.skip_line()?;
+                Err(format!("longer than {MAX_LINE} bytes"))
+            } else {
+                parse(&line)
+            };
+            match parsed {
+                Ok(None) => {}
+                Ok(Some(task)) => {
+                    if runtime.block_on(broker.add(task)).is_err() {
+                        break;
+                    }
+                }
+                Err(reason) => {
+                    lines.refused += 1;
+                    tracing::error!("{}:{number}: {reason}", self.name);
+                }
+            }
+        }
+        Ok(lines)
+    }
+
+    fn skip_line(&mut self) -> io::Result<()> {
+        loop {
+            let buffer = self.reader.fill_buf()?;
+            let (used, ended) = match buffer.iter().position(|byte| *byte == b'\n') {
+                Some(position) => (position + 1, true),
+                None => (buffer.len(), buffer.is_empty()),
+            };
+            self.reader.consume(used);
+            if ended {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// The task on a line; `None` for a blank one.
+fn parse(line: &[u8]) -> Result<Option<Task>, String> {
+    let text = std::str::from_utf8(line).map_err(|error| format!("not UTF-8: {error}"))?;
+    let text = text.trim_start_matches('\u{feff}').trim();
+    if text.is_empty() {
+        return Ok(None);
+    }
+    Task::from_json(text).map(Some).map_err(|error: TaskModelError| error.to_string())
+}

@@ -1,0 +1,49 @@
+//! Log lines on stderr, which they share with the progress bar.
+
+use std::io::{self, IsTerminal, Write};
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+use tracing_subscriber::EnvFilter;
+
+/// A bar on a terminal, nothing anywhere else.
+pub(crate) fn progress_bar(wanted: bool) -> ProgressBar {
+    if !wanted || !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new_spinner();
+    let style = ProgressStyle::with_template("{spinner} {pos} tasks, {per_sec}, {msg}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+    bar
+}
+
+/// Sends log lines to stderr, with the bar out of their way.
+///
+/// # Errors
+///
+/// When `filter` is no filter.
+pub(crate) fn install(filter: &str, bar: &ProgressBar) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(filter).with_context(|| {
+        format!("setting `log` is {filter:?}; expected error, warn, info, debug, trace, or a filter such as warn,plugin=debug")
+    })?;
+    let bar = bar.clone();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(move || BesideBar(bar.clone()))
+        .init();
+    Ok(())
+}
+
+struct BesideBar(ProgressBar);
+
+impl Write for BesideBar {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.suspend(|| io::stderr().write_all(bytes))?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

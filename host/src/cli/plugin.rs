@@ -1,0 +1,135 @@
+//! `qtasks-host plugin`: looks at plugin libraries. Nothing of theirs is run.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use qtasks_host::plugin::{Candidate, LoadReport, LoadState, Loader};
+
+use super::exit_code::ExitStatus;
+use super::settings_flags::SettingsFlags;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PluginCommand {
+    /// List the libraries of the plugin directory: name, version, triggers and tasks, or why one would be refused.
+    List(ListArguments),
+    /// Show everything that one library declares.
+    Inspect(InspectArguments),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArguments {
+    #[command(flatten)]
+    settings: SettingsFlags,
+    /// Print a JSON list of load reports instead.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArguments {
+    /// The library file.
+    file: PathBuf,
+    /// Print the load report as JSON instead.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(command: PluginCommand) -> anyhow::Result<ExitStatus> {
+    match command {
+        PluginCommand::List(arguments) => list(&arguments),
+        PluginCommand::Inspect(arguments) => inspect(arguments),
+    }
+}
+
+fn list(arguments: &ListArguments) -> anyhow::Result<ExitStatus> {
+    let settings = arguments.settings.settings()?;
+    let directory =
+        settings.plugin_dir.as_ref().context("no plugin directory: name one with --plugins or the setting `plugin_dir`")?;
+    let loader = Loader { settings: &settings.plugins, state_dir: &settings.state_dir };
+    let reports = loader.look(directory)?;
+    if arguments.json {
+        print_json(&reports)?;
+    } else if reports.is_empty() {
+        print(&format!("no plugin library (*.so) in {}\n", directory.display()))?;
+    } else {
+        print(&reports.iter().map(line).collect::<String>())?;
+    }
+    Ok(status(&reports))
+}
+
+fn inspect(arguments: InspectArguments) -> anyhow::Result<ExitStatus> {
+    let report = LoadReport::look(&Candidate { path: arguments.file });
+    if arguments.json {
+        print_json(&report)?;
+    } else {
+        print(&description(&report))?;
+    }
+    Ok(status(std::slice::from_ref(&report)))
+}
+
+fn status(reports: &[LoadReport]) -> ExitStatus {
+    let refused = reports.iter().any(|report| report.state == LoadState::Refused);
+    if refused { ExitStatus::PluginRefused } else { ExitStatus::Success }
+}
+
+fn line(report: &LoadReport) -> String {
+    let file = report.path.file_name().unwrap_or_default().to_string_lossy().escape_debug().to_string();
+    match (&report.manifest, report.reason()) {
+        (_, Some(reason)) => format!("{file}: refused: {reason}\n"),
+        (Some(manifest), None) => {
+            let disabled = if report.state == LoadState::Disabled { " (disabled)" } else { "" };
+            let handlers = manifest.handlers.iter().map(|handler| handler.trigger.as_str());
+            let tasks = manifest.tasks.iter().map(|task| format!("task {}", task.name));
+            let provides: Vec<String> = handlers.map(str::to_owned).chain(tasks).collect();
+            format!("{} {}{disabled}: {}\n", manifest.name, manifest.version, provides.join(", "))
+        }
+        (None, None) => format!("{file}: nothing is known of it\n"),
+    }
+}
+
+fn description(report: &LoadReport) -> String {
+    let mut text = format!("file         {}\n", report.path.display());
+    if let Some(manifest) = &report.manifest {
+        let abi = &manifest.abi;
+        text.push_str(&format!(
+            "name         {}\nversion      {}\ndescription  {}\nauthors      {}\nabi          {}.{}\nsdk          {}\nbuilt by     {}\ntarget       {}\npanic        {}\npriority     {}\n",
+            manifest.name,
+            manifest.version,
+            manifest.description,
+            manifest.authors.join(", "),
+            abi.major,
+            abi.minor,
+            manifest.sdk,
+            manifest.rustc,
+            manifest.target,
+            manifest.panic,
+            manifest.priority,
+        ));
+        for handler in &manifest.handlers {
+            text.push_str(&format!("handles      {} ({})\n", handler.trigger, handler.mode.name()));
+        }
+        for task in &manifest.tasks {
+            text.push_str(&format!("task         {} ({})\n", task.name, task.mode.name()));
+        }
+        text.push_str(&format!("config       {}\n", manifest.config));
+    }
+    if let Some(reason) = report.reason() {
+        text.push_str(&format!("refused      {reason}\n"));
+    }
+    text
+}
+
+fn print_json(value: &(impl serde::Serialize + ?Sized)) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(value).context("the report has no JSON form")?;
+    print(&format!("{text}\n"))
+}
+
+/// A closed pipe is not an error: whoever reads has seen enough.
+fn print(text: &str) -> anyhow::Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot print"),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,140 @@
+//! `qtasks-host run`: tasks in as JSON Lines, results out as JSON Lines.
+
+use std::io::{self, BufWriter, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use indicatif::ProgressBar;
+use qtasks_host::broker::MemoryBroker;
+use qtasks_host::{App, TaskReport};
+use tokio::sync::mpsc;
+
+use super::exit_code::ExitStatus;
+use super::input::{Input, Lines};
+use super::log;
+use super::settings_flags::SettingsFlags;
+use super::summary::Summary;
+
+/// Tasks read ahead of the worker.
+const READ_AHEAD: usize = 1024;
+
+/// Each input line is a task:
+///
+///   {"task": "add", "args": [1], "kwargs": {"b": 2}}
+///
+/// with optional "uuid" (version 4), "priority" (higher first), "max_time" (seconds) and "attempts" (runs in all). Each output
+/// line is a result: uuid, task, status (success, error, cancel), attempt, and returning, error or cancel_reason; where a plugin
+/// decided, also original_error, resolved_by and decisions. Results come in the order in which tasks end. Lines that are no task
+/// are told on stderr with their number, and the others run. Ctrl-C finishes what runs and begins nothing more; a second Ctrl-C
+/// stops at once.
+///
+/// Tasks are what the plugins in the directory provide, and commands declared in the settings as [tasks.NAME] command = […].
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct RunArguments {
+    /// Tasks as JSON Lines; - is standard input.
+    #[arg(default_value = "-", value_name = "FILE")]
+    tasks: PathBuf,
+    #[command(flatten)]
+    settings: SettingsFlags,
+    /// No progress bar, even on a terminal.
+    #[arg(long)]
+    no_progress: bool,
+}
+
+pub(super) fn run(arguments: &RunArguments) -> anyhow::Result<ExitStatus> {
+    let settings = arguments.settings.settings()?;
+    let bar = log::progress_bar(!arguments.no_progress);
+    log::install(&settings.log, &bar)?;
+    let input = Input::open(&arguments.tasks)?;
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
+    let status = runtime.block_on(run_tasks(App::new(settings), input, &bar));
+    // A thread that waits for standard input, or for a hung plugin, must not keep the process alive.
+    runtime.shutdown_timeout(Duration::ZERO);
+    status
+}
+
+async fn run_tasks(app: App, input: Input, bar: &ProgressBar) -> anyhow::Result<ExitStatus> {
+    let running = app.start().await?;
+    let broker = Arc::new(MemoryBroker::new(READ_AHEAD));
+    let (sender, receiver) = mpsc::channel(READ_AHEAD);
+
+    let handle = tokio::runtime::Handle::current();
+    let feeding = tokio::task::spawn_blocking({
+        let broker = Arc::clone(&broker);
+        move || {
+            let fed = input.feed(&broker, &handle);
+            broker.close();
+            fed
+        }
+    });
+    let interrupted = tokio::spawn(drain_on_ctrl_c(Arc::clone(&broker)));
+    let worker = running.worker();
+    let work = worker.run(Arc::clone(&broker), sender);
+    let (printed, ()) = tokio::join!(print(receiver, bar), work);
+    let stopped_early = interrupted.is_finished();
+    interrupted.abort();
+
+    let summary = printed?;
+    // After Ctrl-C the reader may still wait for standard input, which may never end.
+    let lines = if stopped_early { Lines::default() } else { feeding.await.context("the reader ended")?? };
+    bar.finish_and_clear();
+    eprint!("{summary}");
+    if lines.refused > 0 {
+        eprintln!("{} input lines were refused", lines.refused);
+    }
+    if broker.waiting() > 0 {
+        eprintln!("{} tasks were read and not begun", broker.waiting());
+    }
+    running.stop().await;
+    Ok(match () {
+        () if stopped_early => ExitStatus::Interrupted,
+        () if lines.refused > 0 => ExitStatus::BadInput,
+        () if summary.errors() > 0 => ExitStatus::TasksFailed,
+        () => ExitStatus::Success,
+    })
+}
+
+async fn drain_on_ctrl_c(broker: Arc<MemoryBroker>) {
+    if tokio::signal::ctrl_c().await.is_err() {
+        // Without a signal handler the process ends at once, as the system has it.
+        std::future::pending::<()>().await;
+    }
+    broker.drain();
+    tracing::warn!("finishing what runs; {} tasks wait and will not be begun; Ctrl-C again stops at once", broker.waiting());
+    tokio::spawn(async {
+        if tokio::signal::ctrl_c().await.is_ok() {
+            std::process::exit(ExitStatus::Interrupted as i32);
+        }
+    });
+}
+
+/// Prints results as they come. A closed pipe ends the run without an error: whoever reads has seen enough.
+async fn print(mut reports: mpsc::Receiver<TaskReport>, bar: &ProgressBar) -> anyhow::Result<Summary> {
+    let mut summary = Summary::default();
+    let mut output = BufWriter::new(io::stdout().lock());
+    let mut batch = Vec::new();
+    while reports.recv_many(&mut batch, READ_AHEAD).await > 0 {
+        for report in batch.drain(..) {
+            summary.add(&report);
+            bar.inc(1);
+            let mut line = serde_json::to_vec(&report).context("a result has no JSON form")?;
+            line.push(b'\n');
+            match output.write_all(&line) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(summary),
+                Err(error) => return Err(error).context("cannot print results"),
+            }
+        }
+        match output.flush() {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(summary),
+            Err(error) => return Err(error).context("cannot print results"),
+        }
+        bar.set_message(format!("{} errors", summary.errors()));
+    }
+    Ok(summary)
+}

@@ -1,0 +1,89 @@
+//! Every setting as a flag. A flag wins over the settings file.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use qtasks_host::Settings;
+use qtasks_host::settings::{Override, SettingsError};
+
+/// The settings file used when none is named.
+const DEFAULT_FILE: &str = "qtasks-host.toml";
+
+#[derive(Debug, Args)]
+pub(crate) struct SettingsFlags {
+    /// Settings file [default: qtasks-host.toml, if there is one here].
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Directory with plugin libraries (setting `plugin_dir`). Without it no plugin is loaded.
+    #[arg(long, value_name = "DIR")]
+    plugins: Option<PathBuf>,
+    /// Directory for the data of plugins (setting `state_dir`) [default: qtasks-host in the user's state directory].
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Tasks that run at once (setting `concurrency`) [default: one for each core].
+    #[arg(long, value_name = "N")]
+    concurrency: Option<u64>,
+    /// Longest time for one attempt of a task, where the task does not say (setting `max_time`) [default: no limit].
+    #[arg(long, value_name = "SECONDS")]
+    max_time: Option<f64>,
+    /// Runs that a plugin's retry_after may lead to, where the task does not say (setting `max_attempts`) [default: 5].
+    #[arg(long, value_name = "N")]
+    max_attempts: Option<u32>,
+    /// Longest delay that a plugin's retry_after gets (setting `max_retry_delay`) [default: 3600].
+    #[arg(long, value_name = "SECONDS")]
+    max_retry_delay: Option<f64>,
+    /// Which failures the plugins are asked about: plugin-errors, or all (setting `intercept`) [default: plugin-errors].
+    #[arg(long, value_name = "WHICH")]
+    intercept: Option<String>,
+    /// What is logged on stderr: error, warn, info, debug, trace, or a filter such as warn,plugin=debug (setting `log`)
+    /// [default: info].
+    #[arg(long, value_name = "LEVEL")]
+    log: Option<String>,
+    /// Any other setting, as in the file: --set plugins.fallback.priority=10 --set 'tasks.words.command=["wc","-w"]'.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+impl SettingsFlags {
+    /// The settings: the file's, with the flags on top.
+    ///
+    /// # Errors
+    ///
+    /// [`SettingsError`], naming file and line, or the flag.
+    pub(crate) fn settings(&self) -> Result<Settings, SettingsError> {
+        let default = Path::new(DEFAULT_FILE);
+        let file = self.config.as_deref().or_else(|| default.exists().then_some(default));
+        Settings::read(file, &self.overrides())
+    }
+
+    fn overrides(&self) -> Vec<Override> {
+        let text = |value: &str| toml::Value::from(value).to_string();
+        let path = |value: &PathBuf| text(&value.to_string_lossy());
+        let number = |value: f64| toml::Value::from(value).to_string();
+        let given = [
+            ("--plugins", "plugin_dir", self.plugins.as_ref().map(path)),
+            ("--state-dir", "state_dir", self.state_dir.as_ref().map(path)),
+            ("--concurrency", "concurrency", self.concurrency.map(|value| value.to_string())),
+            ("--max-time", "max_time", self.max_time.map(number)),
+            ("--max-attempts", "max_attempts", self.max_attempts.map(|value| value.to_string())),
+            ("--max-retry-delay", "max_retry_delay", self.max_retry_delay.map(number)),
+            ("--intercept", "intercept", self.intercept.as_deref().map(text)),
+            ("--log", "log", self.log.as_deref().map(text)),
+        ];
+        let named = given.into_iter().filter_map(|(flag, key, value)| {
+            value.map(|value| Override { flag: flag.to_owned(), assignment: format!("{key} = {value}") })
+        });
+        let set = self.set.iter().map(|given| Override { flag: format!("--set {given}"), assignment: assignment(given) });
+        named.chain(set).collect()
+    }
+}
+
+/// `KEY=VALUE` as TOML: a value that is not TOML is meant as a text, so that nobody has to quote twice for the shell.
+fn assignment(given: &str) -> String {
+    match given.split_once('=') {
+        Some((key, value)) if toml::from_str::<toml::Table>(&format!("value = {value}")).is_err() => {
+            format!("{key} = {}", toml::Value::from(value))
+        }
+        _ => given.to_owned(),
+    }
+}

@@ -1,0 +1,18 @@
+//! The `qtasks-host` binary: arguments in, exit code out.
+
+mod cli;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    let arguments = cli::Arguments::parse();
+    match cli::run(arguments) {
+        Ok(code) => code.into(),
+        Err(error) => {
+            eprintln!("qtasks-host: {error:#}");
+            cli::exit_code_of(&error).into()
+        }
+    }
+}

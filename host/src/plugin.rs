@@ -1,0 +1,23 @@
+//! Plugins: found in a directory, looked at, loaded, created, and called by trigger name.
+//!
+//! A library's way through the files, in order: [`discover`] lists candidates and runs nothing; [`manifest`] reads what a
+//! library declares, still running nothing; [`library`] opens it; [`loader`] takes it through these stages and starts it;
+//! [`instance`] is a plugin that can be called; [`registry`] says who is asked for which trigger.
+//!
+//! This room knows nothing of tasks: it moves bytes to named triggers and to numbered entries.
+
+pub mod discover;
+pub mod instance;
+pub(crate) mod library;
+pub mod loader;
+pub mod manifest;
+pub mod registry;
+pub mod services;
+pub mod settings;
+
+pub use discover::{Candidate, DiscoverError, discover};
+pub use instance::{Origin, Plugin, PluginIdentity};
+pub use loader::{LoadError, LoadErrorKind, LoadReport, LoadState, Loaded, Loader};
+pub use manifest::{Manifest, ManifestError};
+pub use registry::{Registry, RegistryError, Subscription};
+pub use settings::{AnswerMode, PluginSettings, Triggers};

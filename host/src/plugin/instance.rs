@@ -1,0 +1,183 @@
+//! A created plugin, ready to be called.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use qtasks_plugin_api::ErrorBody;
+use qtasks_plugin_api::abi::loaded::{CallError, Instance, Received, ReceivedResult};
+use qtasks_plugin_api::manifest::Mode;
+use serde::Serialize;
+use tokio::sync::oneshot;
+
+use super::manifest::Manifest;
+use super::settings::PluginSettings;
+
+/// What a call came to. A failure of the plugin is an outcome like the others: it never stops the host.
+pub type Outcome = Received;
+
+/// `type` of a call that did not end in time.
+pub const DEADLINE_ERROR: &str = "DeadlineExceeded";
+
+/// Which plugin it was: kept with every decision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PluginIdentity {
+    /// The plugin's name.
+    #[serde(rename = "plugin")]
+    pub name: Arc<str>,
+    /// Its version.
+    pub version: Arc<str>,
+}
+
+/// Where a plugin comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// A library file.
+    Library(PathBuf),
+    /// Linked into the application.
+    LinkedIn,
+}
+
+/// A created plugin. Shared by everybody who may call it; stopped once, when the application shuts down.
+#[derive(Debug)]
+pub struct Plugin {
+    identity: PluginIdentity,
+    origin: Origin,
+    manifest: Manifest,
+    settings: PluginSettings,
+    instance: Instance,
+}
+
+/// Calls are numbered across all plugins: completions of async calls find their way back by number.
+static NEXT_CALL: AtomicU64 = AtomicU64::new(1);
+
+impl Plugin {
+    pub(super) fn new(manifest: Manifest, origin: Origin, settings: PluginSettings, instance: Instance) -> Self {
+        let identity = PluginIdentity { name: manifest.name.as_str().into(), version: manifest.version.as_str().into() };
+        Self { identity, origin, manifest, settings, instance }
+    }
+
+    /// Name and version.
+    #[must_use]
+    pub fn identity(&self) -> &PluginIdentity {
+        &self.identity
+    }
+
+    /// The plugin's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.identity.name
+    }
+
+    /// Where it comes from.
+    #[must_use]
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// What it declares.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// What the operator says about it.
+    #[must_use]
+    pub fn settings(&self) -> &PluginSettings {
+        &self.settings
+    }
+
+    /// Its place in the order of dispatch.
+    #[must_use]
+    pub fn priority(&self) -> i64 {
+        self.settings.priority.unwrap_or(self.manifest.priority)
+    }
+
+    /// Calls an inline entry on this thread.
+    #[must_use]
+    pub fn call_inline(&self, entry: u32, name: &str, input: &str) -> Outcome {
+        checked(self.instance.call(0, entry, name, input))
+    }
+
+    /// Calls an entry the way its mode asks for, for at most `deadline`. Dropping the future cancels the call.
+    ///
+    /// A blocking call that ignores its cancel flag goes on in its thread after the deadline; nobody waits for it.
+    pub async fn call<N>(
+        self: &Arc<Self>,
+        entry: u32,
+        mode: Mode,
+        name: N,
+        input: &Arc<String>,
+        deadline: Option<Duration>,
+    ) -> Outcome
+    where
+        N: AsRef<str> + Send + 'static,
+    {
+        let id = NEXT_CALL.fetch_add(1, Ordering::Relaxed);
+        match mode {
+            Mode::Inline => self.call_inline(entry, name.as_ref(), input),
+            Mode::Blocking => {
+                let (plugin, input) = (Arc::clone(self), Arc::clone(input));
+                let call = tokio::task::spawn_blocking(move || checked(plugin.instance.call(id, entry, name.as_ref(), &input)));
+                let call = async { call.await.unwrap_or_else(|error| failed("CallLost", error.to_string())) };
+                self.wait(id, deadline, call).await
+            }
+            Mode::Async => {
+                let (sender, receiver) = oneshot::channel();
+                self.instance.call_async(id, entry, name.as_ref(), input, move |outcome| {
+                    // A receiver that is gone has stopped waiting at its deadline.
+                    let _ = sender.send(checked(outcome));
+                });
+                let call = async { receiver.await.unwrap_or_else(|error| failed("CallLost", error.to_string())) };
+                self.wait(id, deadline, call).await
+            }
+        }
+    }
+
+    async fn wait(&self, id: u64, deadline: Option<Duration>, call: impl Future<Output = Outcome>) -> Outcome {
+        let mut cancel = CancelOnDrop { instance: &self.instance, id: Some(id) };
+        let outcome = match deadline {
+            None => Some(call.await),
+            Some(deadline) => tokio::time::timeout(deadline, call).await.ok(),
+        };
+        match outcome {
+            Some(outcome) => {
+                cancel.id = None;
+                outcome
+            }
+            None => failed(DEADLINE_ERROR, format!("did not end within {} s", deadline.unwrap_or_default().as_secs_f64())),
+        }
+    }
+
+    /// Stops the plugin; its last call has ended.
+    ///
+    /// # Errors
+    ///
+    /// What the plugin said, or its panic.
+    pub fn stop(&self) -> Result<(), CallError> {
+        self.instance.stop()
+    }
+}
+
+/// Cancels the call unless it ended.
+struct CancelOnDrop<'a> {
+    instance: &'a Instance,
+    id: Option<u64>,
+}
+
+impl Drop for CancelOnDrop<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            self.instance.cancel(id);
+        }
+    }
+}
+
+fn checked(received: ReceivedResult) -> Outcome {
+    received.unwrap_or_else(|error| failed("BoundsError", format!("answered outside the bounds: {error}")))
+}
+
+fn failed(kind: &str, message: String) -> Outcome {
+    Outcome::Failed(Box::new(ErrorBody::new(kind, message)))
+}

@@ -1,0 +1,182 @@
+//! Who is asked for which trigger, in which order. Built whole and swapped whole, so that dispatch takes no lock.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use qtasks_plugin_api::Trigger;
+use qtasks_plugin_api::manifest::{GLOBAL, Mode};
+
+use super::instance::{Origin, Plugin};
+use super::settings::{AnswerMode, Triggers};
+use crate::nearest::nearest;
+
+/// One handler of one plugin, in its place.
+#[derive(Debug, Clone)]
+pub struct Subscription {
+    /// The plugin.
+    pub plugin: Arc<Plugin>,
+    /// The handler's number in it.
+    pub entry: u32,
+    /// How it runs.
+    pub mode: Mode,
+    /// What its answer does, where the operator said so for this plugin.
+    pub answers: Option<AnswerMode>,
+}
+
+/// A task that a plugin provides.
+#[derive(Debug, Clone)]
+pub struct ProvidedTask {
+    /// The plugin.
+    pub plugin: Arc<Plugin>,
+    /// The task's number in it.
+    pub entry: u32,
+    /// How it runs.
+    pub mode: Mode,
+}
+
+/// Why plugins do not go together.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegistryError {
+    /// The operator wants a plugin asked for what it does not handle.
+    #[error("[plugins.{plugin}] triggers names {trigger}, which the plugin does not handle (it handles: {handled}){hint}")]
+    NotHandled {
+        /// The plugin.
+        plugin: String,
+        /// The trigger.
+        trigger: Trigger,
+        /// What it handles.
+        handled: String,
+        /// The nearest, as words.
+        hint: String,
+    },
+    /// Two plugins provide a task of one name.
+    #[error("task {task} is provided by {first} and by {second}; disable one of them with [plugins.NAME] enabled = false")]
+    TaskTwice {
+        /// The task.
+        task: String,
+        /// Who provides it first.
+        first: String,
+        /// Who also does.
+        second: String,
+    },
+}
+
+/// The plugins in use.
+#[derive(Debug)]
+pub struct Registry {
+    plugins: Vec<Arc<Plugin>>,
+    /// Indexed by [`Trigger::index`].
+    subscriptions: Vec<Box<[Subscription]>>,
+    tasks: BTreeMap<String, ProvidedTask>,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self { plugins: Vec::new(), subscriptions: vec![Box::default(); Trigger::COUNT], tasks: BTreeMap::new() }
+    }
+}
+
+/// A subscription's place: plugins that name the trigger, then global ones; by priority, then by name.
+type Place = (bool, std::cmp::Reverse<i64>, Arc<str>, u32);
+
+impl Registry {
+    /// Puts plugins together. Their names are distinct; the loader has seen to that.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError`] when a plugin is to be asked for what it does not handle, or a task name is taken twice.
+    pub fn new(plugins: Vec<Arc<Plugin>>) -> Result<Self, RegistryError> {
+        let mut places: Vec<Vec<(Place, Subscription)>> = vec![Vec::new(); Trigger::COUNT];
+        let mut tasks = BTreeMap::new();
+        for plugin in &plugins {
+            subscribe(plugin, &mut places)?;
+            provide(plugin, &mut tasks)?;
+        }
+        let subscriptions = places
+            .into_iter()
+            .map(|mut list| {
+                list.sort_by(|left, right| left.0.cmp(&right.0));
+                list.into_iter().map(|(_, subscription)| subscription).collect()
+            })
+            .collect();
+        Ok(Self { plugins, subscriptions, tasks })
+    }
+
+    /// Who is asked for `trigger`, in order.
+    #[must_use]
+    pub fn subscriptions(&self, trigger: Trigger) -> &[Subscription] {
+        &self.subscriptions[trigger.index()]
+    }
+
+    /// All plugins, in order of their names.
+    #[must_use]
+    pub fn plugins(&self) -> &[Arc<Plugin>] {
+        &self.plugins
+    }
+
+    /// The tasks that plugins provide, by name.
+    #[must_use]
+    pub fn tasks(&self) -> &BTreeMap<String, ProvidedTask> {
+        &self.tasks
+    }
+}
+
+fn subscribe(plugin: &Arc<Plugin>, places: &mut [Vec<(Place, Subscription)>]) -> Result<(), RegistryError> {
+    let handlers = &plugin.manifest().handlers;
+    let (wanted, last) = match &plugin.settings().triggers {
+        Triggers::Handled => (None, false),
+        Triggers::Global => (None, true),
+        Triggers::Only(wanted) => (Some(wanted), false),
+    };
+    if let Some(missing) = wanted.and_then(|wanted| wanted.iter().find(|trigger| !handles(plugin, **trigger))) {
+        return Err(RegistryError::NotHandled {
+            plugin: plugin.name().to_owned(),
+            trigger: *missing,
+            handled: handlers.iter().map(|handler| handler.trigger.as_str()).collect::<Vec<_>>().join(", "),
+            hint: nearest(missing.name(), handlers.iter().map(|handler| handler.trigger.as_str())),
+        });
+    }
+    for trigger in Trigger::ALL.iter().copied() {
+        if wanted.is_some_and(|wanted| !wanted.contains(&trigger)) {
+            continue;
+        }
+        let named = handlers.iter().any(|handler| handler.trigger == trigger.name());
+        let name = if named { trigger.name() } else { GLOBAL };
+        for (entry, handler) in (0u32..).zip(handlers).filter(|(_, handler)| handler.trigger == name) {
+            let after_named = last || (!named && wanted.is_none());
+            let place = (after_named, std::cmp::Reverse(plugin.priority()), Arc::clone(&plugin.identity().name), entry);
+            let answers = plugin.settings().answers.get(&trigger).copied();
+            let subscription = Subscription { plugin: Arc::clone(plugin), entry, mode: handler.mode, answers };
+            places[trigger.index()].push((place, subscription));
+        }
+    }
+    Ok(())
+}
+
+fn handles(plugin: &Plugin, trigger: Trigger) -> bool {
+    plugin.manifest().handlers.iter().any(|handler| handler.trigger == trigger.name() || handler.trigger == GLOBAL)
+}
+
+fn provide(plugin: &Arc<Plugin>, tasks: &mut BTreeMap<String, ProvidedTask>) -> Result<(), RegistryError> {
+    let first_task = plugin.manifest().handlers.len();
+    for (position, task) in plugin.manifest().tasks.iter().enumerate() {
+        let entry = u32::try_from(first_task + position).unwrap_or(u32::MAX);
+        let provided = ProvidedTask { plugin: Arc::clone(plugin), entry, mode: task.mode };
+        if let Some(earlier) = tasks.insert(task.name.clone(), provided) {
+            return Err(RegistryError::TaskTwice {
+                task: task.name.clone(),
+                first: describe(&earlier.plugin),
+                second: describe(plugin),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn describe(plugin: &Plugin) -> String {
+    match plugin.origin() {
+        Origin::Library(path) => format!("plugin {} ({})", plugin.name(), path.display()),
+        Origin::LinkedIn => format!("plugin {} (linked in)", plugin.name()),
+    }
+}

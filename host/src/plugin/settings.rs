@@ -1,0 +1,111 @@
+//! What the operator says about one plugin: `[plugins.NAME]`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use qtasks_plugin_api::Trigger;
+use serde::Deserialize;
+
+/// Settings of one plugin. Everything has a default.
+///
+/// ```toml
+/// [plugins.fallback]
+/// enabled = true
+/// priority = 10                                    # higher is asked earlier; else what the manifest says
+/// triggers = ["task_executor_run_task_trigger_error"]   # a subset of its handlers, or "global"
+/// deadline = 5.0                                   # seconds for one call
+/// answers = { task_executor_run_task_trigger_error = "first" }
+/// [plugins.fallback.config]                        # the plugin's own
+/// values = { add = 0 }
+/// ```
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PluginSettings {
+    /// Whether it is loaded at all.
+    pub enabled: bool,
+    /// Instead of the manifest's priority.
+    pub priority: Option<i64>,
+    /// Instead of all its handlers.
+    pub triggers: Triggers,
+    /// Longest time for one call of a handler; hung inline handlers cannot be stopped.
+    #[serde(deserialize_with = "seconds")]
+    pub deadline: Duration,
+    /// What this plugin's answer does to the chain, per trigger; else what the trigger's own setting says.
+    pub answers: BTreeMap<Trigger, AnswerMode>,
+    /// The plugin's own configuration.
+    pub config: toml::Table,
+}
+
+impl Default for PluginSettings {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            priority: None,
+            triggers: Triggers::Handled,
+            deadline: Duration::from_secs(5),
+            answers: BTreeMap::new(),
+            config: toml::Table::new(),
+        }
+    }
+}
+
+/// Which triggers a plugin is asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Triggers {
+    /// All that it handles.
+    #[default]
+    Handled,
+    /// These of them.
+    Only(Vec<Trigger>),
+    /// All that it handles, after the plugins that name the trigger.
+    Global,
+}
+
+impl<'de> Deserialize<'de> for Triggers {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Word(String),
+            List(Vec<String>),
+        }
+        let custom = <D::Error as serde::de::Error>::custom::<String>;
+        match Written::deserialize(deserializer)? {
+            Written::Word(word) if word == "global" => Ok(Self::Global),
+            Written::Word(word) => Err(custom(format!("`triggers` is {word:?}; expected \"global\" or a list of triggers"))),
+            Written::List(names) => {
+                names.iter().map(|name| trigger(name).map_err(custom)).collect::<Result<_, _>>().map(Self::Only)
+            }
+        }
+    }
+}
+
+/// The trigger of this name, or an error that names the nearest.
+fn trigger(name: &str) -> Result<Trigger, String> {
+    Trigger::from_name(name).ok_or_else(|| {
+        let hint = crate::nearest::nearest(name, Trigger::ALL.iter().map(|known| known.name()));
+        format!("no trigger is called `{name}`{hint}")
+    })
+}
+
+/// What an answer does to the chain of plugins.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AnswerMode {
+    /// It replaces the answer before it, and the next plugin is asked: the last answer wins.
+    #[default]
+    ReturnLast,
+    /// It ends the chain.
+    First,
+    /// It is added to the answers before it, and the next plugin is asked: the answer is the list of all.
+    All,
+}
+
+/// Reads a number of seconds.
+pub(crate) fn seconds<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let seconds = f64::deserialize(deserializer)?;
+    Duration::try_from_secs_f64(seconds)
+        .ok()
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(|| serde::de::Error::custom(format!("{seconds} is no time to wait: expected a number of seconds above 0")))
+}

@@ -1,0 +1,260 @@
+//! The operator's settings: `qtasks-host.toml`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::nearest::nearest_in;
+use crate::plugin::PluginSettings;
+use crate::task::{ExecutorSettings, Intercept, TaskSettings};
+use crate::trigger::{Trigger, TriggerSettings};
+
+/// All settings. Everything has a default.
+///
+/// ```toml
+/// plugin_dir = "plugins"          # where plugin libraries lie; none are loaded without it
+/// state_dir = "/var/lib/qtasks"   # data directories of plugins
+/// concurrency = 4                 # tasks that run at once
+/// max_time = 30.0                 # seconds for one attempt; no limit without it
+/// max_attempts = 5                # runs that a plugin's retry_after may lead to
+/// max_retry_delay = 3600.0        # seconds
+/// intercept = "plugin-errors"     # or "all": ask the plugins about every failure
+/// log = "info"                    # error, warn, info, debug, trace, or a filter such as "warn,plugin=debug"
+///
+/// [plugins.fallback]              # see PluginSettings
+/// [tasks.count_words]             # see TaskSettings
+/// [triggers.task_executor_run_task_trigger_error]   # see TriggerSettings
+/// ```
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Where plugin libraries lie.
+    pub plugin_dir: Option<PathBuf>,
+    /// Where plugins keep their data; by default `qtasks-host` in the user's state directory.
+    pub state_dir: PathBuf,
+    /// Tasks that run at once.
+    pub concurrency: usize,
+    /// Longest time for one attempt.
+    #[serde(deserialize_with = "optional_seconds")]
+    pub max_time: Option<Duration>,
+    /// Runs that a plugin's `retry_after` may lead to, where the task does not say.
+    pub max_attempts: u32,
+    /// Longest delay that `retry_after` gets.
+    #[serde(deserialize_with = "crate::plugin::settings::seconds")]
+    pub max_retry_delay: Duration,
+    /// Which failures the plugins are asked about.
+    pub intercept: Intercept,
+    /// What is logged.
+    pub log: String,
+    /// By plugin name.
+    pub plugins: BTreeMap<String, PluginSettings>,
+    /// By task name.
+    pub tasks: BTreeMap<String, TaskSettings>,
+    /// By trigger.
+    pub triggers: BTreeMap<Trigger, TriggerSettings>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let executor = ExecutorSettings::default();
+        Self {
+            plugin_dir: None,
+            state_dir: default_state_dir(),
+            concurrency: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
+            max_time: executor.max_time,
+            max_attempts: executor.max_attempts,
+            max_retry_delay: executor.max_retry_delay,
+            intercept: executor.intercept,
+            log: "info".to_owned(),
+            plugins: BTreeMap::new(),
+            tasks: BTreeMap::new(),
+            triggers: BTreeMap::new(),
+        }
+    }
+}
+
+/// `$XDG_STATE_HOME/qtasks-host`, as the XDG Base Directory Specification has it.
+fn default_state_dir() -> PathBuf {
+    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let state = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")));
+    state.unwrap_or_else(std::env::temp_dir).join("qtasks-host")
+}
+
+fn optional_seconds<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    crate::plugin::settings::seconds(deserializer).map(Some)
+}
+
+/// Why settings are refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SettingsError {
+    /// The file cannot be read.
+    #[error("cannot read the settings file {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        source: std::io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("settings file {}: {message}{hint}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with line and column.
+        message: String,
+        /// The nearest known key, as words.
+        hint: String,
+    },
+    /// A setting of the command line is not what it should be.
+    #[error("{flag}: {message}{hint}")]
+    Flag {
+        /// The flag, as it was given.
+        flag: String,
+        /// What is wrong.
+        message: String,
+        /// The nearest known key, as words.
+        hint: String,
+    },
+    /// No task could ever run.
+    #[error("concurrency is 0; expected at least 1")]
+    Concurrency,
+}
+
+/// One setting given on the command line: a TOML assignment such as `plugins.fallback.priority = 10`, and the flag it came from.
+#[derive(Debug, Clone)]
+pub struct Override {
+    /// The flag, for messages.
+    pub flag: String,
+    /// The assignment.
+    pub assignment: String,
+}
+
+impl Settings {
+    /// Reads the settings file, if there is one, and puts `overrides` on top.
+    ///
+    /// # Errors
+    ///
+    /// [`SettingsError`], naming file and line, or the flag.
+    pub fn read(file: Option<&Path>, overrides: &[Override]) -> Result<Self, SettingsError> {
+        let mut table = match file {
+            None => toml::Table::new(),
+            Some(path) => read_file(path)?,
+        };
+        for given in overrides {
+            let refused = |error: &toml::de::Error| SettingsError::Flag {
+                flag: given.flag.clone(),
+                message: error.message().to_owned(),
+                hint: nearest_in(error.message()),
+            };
+            let assignment: toml::Table = toml::from_str(&given.assignment).map_err(|error| refused(&error))?;
+            merge(&mut table, assignment);
+            // Checked one by one, so that the message names the flag that is wrong.
+            Self::deserialize(table.clone()).map_err(|error| refused(&error))?;
+        }
+        let settings = Self::deserialize(table).map_err(|error| SettingsError::Flag {
+            flag: "settings".to_owned(),
+            message: error.message().to_owned(),
+            hint: nearest_in(error.message()),
+        })?;
+        if settings.concurrency == 0 {
+            return Err(SettingsError::Concurrency);
+        }
+        Ok(settings)
+    }
+
+    /// The executor's part.
+    #[must_use]
+    pub fn executor(&self) -> ExecutorSettings {
+        ExecutorSettings {
+            max_time: self.max_time,
+            max_attempts: self.max_attempts,
+            max_retry_delay: self.max_retry_delay,
+            intercept: self.intercept,
+        }
+    }
+}
+
+/// The file's table, after a check that names lines: a table no longer knows where it was written.
+fn read_file(path: &Path) -> Result<toml::Table, SettingsError> {
+    let text = std::fs::read_to_string(path).map_err(|source| SettingsError::Read { path: path.to_owned(), source })?;
+    let refused = |error: toml::de::Error| SettingsError::File {
+        path: path.to_owned(),
+        hint: nearest_in(error.message()),
+        message: error.to_string().trim_end().to_owned(),
+    };
+    toml::from_str::<Settings>(&text).map_err(refused)?;
+    let mut table: toml::Table = toml::from_str(&text).map_err(refused)?;
+    // A path in a file is meant from where the file lies.
+    let directory = path.parent().unwrap_or(Path::new(""));
+    for key in ["plugin_dir", "state_dir"] {
+        if let Some(toml::Value::String(written)) = table.get_mut(key) {
+            *written = directory.join(&*written).to_string_lossy().into_owned();
+        }
+    }
+    Ok(table)
+}
+
+/// Puts `over` on top of `table`, tables into tables.
+fn merge(table: &mut toml::Table, over: toml::Table) {
+    for (key, value) in over {
+        match (table.get_mut(&key), value) {
+            (Some(toml::Value::Table(inner)), toml::Value::Table(over)) => merge(inner, over),
+            (_, value) => {
+                table.insert(key, value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn given(assignments: &[&str]) -> Result<Settings, SettingsError> {
+        let overrides: Vec<Override> =
+            assignments.iter().map(|text| Override { flag: format!("--set {text}"), assignment: (*text).to_owned() }).collect();
+        Settings::read(None, &overrides)
+    }
+
+    #[test]
+    fn every_setting_can_be_given_and_later_ones_win() {
+        let settings = given(&[
+            "concurrency = 7",
+            "plugins.fallback.priority = 3",
+            "plugins.fallback.config.values.add = 0",
+            "plugins.fallback.priority = 4",
+            "tasks.words.command = ['wc', '-w']",
+            "triggers.task_executor_decode.answers = 'first'",
+            "plugins.fallback.triggers = 'global'",
+        ])
+        .expect("good settings");
+        assert_eq!(settings.concurrency, 7);
+        let fallback = &settings.plugins["fallback"];
+        assert_eq!((fallback.priority, &fallback.triggers), (Some(4), &crate::plugin::Triggers::Global));
+        assert_eq!(fallback.config["values"]["add"].as_integer(), Some(0));
+    }
+
+    #[test]
+    fn a_wrong_setting_names_the_flag_and_the_nearest_key() {
+        for (assignment, said) in [
+            ("concurency = 1", "unknown field `concurency`"),
+            ("concurency = 1", "did you mean `concurrency`?"),
+            ("plugins.a.priorty = 1", "did you mean `priority`?"),
+            ("max_time = -1", "expected a number of seconds above 0"),
+            (
+                "plugins.a.triggers = ['task_executor_run_task_triger_error']",
+                "did you mean `task_executor_run_task_trigger_error`?",
+            ),
+            ("plugins.a.triggers = 'everything'", "expected \"global\" or a list"),
+            ("triggers.worker_strat.answers = 'first'", "unknown trigger `worker_strat`"),
+            ("intercept = 'al'", "did you mean `all`?"),
+            ("concurrency = 0", "expected at least 1"),
+        ] {
+            let error = given(&[assignment]).expect_err(assignment).to_string();
+            assert!(error.contains(said), "{assignment}: {error}");
+        }
+    }
+}

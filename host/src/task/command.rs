@@ -1,0 +1,145 @@
+//! Command tasks: a program that the operator declared, run as a child process.
+//!
+//! `{"args": […], "kwargs": {…}}` goes to its standard input, its standard output is the JSON result, and a non-zero exit is a
+//! plugin error that carries the exit status and the end of its standard error. Nothing of a task's input chooses a program or
+//! becomes a word of the command line, and no shell is involved.
+
+use std::process::Stdio;
+
+use qtasks_plugin_api::{TaskError, TaskPluginTriggerError, bounds};
+use rustix::process::{Pid, Signal, kill_process_group};
+use serde_json::json;
+use serde_json::value::RawValue;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, Command};
+
+use super::function::Returned;
+use super::model::Task;
+
+/// Largest result of a command: 16 MiB.
+const MAX_OUTPUT: usize = 16 << 20;
+/// How much of the end of standard error is kept: 4 KiB.
+const KEPT_STDERR: usize = 4 << 10;
+/// `type` of a command that could not be run or whose output is no result.
+const COMMAND_ERROR: &str = "CommandError";
+
+/// Why a declared command is none.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CommandError {
+    /// No words.
+    #[error("`command` is empty; expected the program and its arguments: command = [\"wc\", \"-w\"]")]
+    Empty,
+}
+
+/// A declared command.
+#[derive(Debug, Clone)]
+pub(super) struct CommandTask {
+    program: String,
+    arguments: Vec<String>,
+}
+
+impl CommandTask {
+    pub(super) fn new(words: &[String]) -> Result<Self, CommandError> {
+        match words {
+            [program, arguments @ ..] if !program.is_empty() => {
+                Ok(Self { program: program.clone(), arguments: arguments.to_vec() })
+            }
+            _ => Err(CommandError::Empty),
+        }
+    }
+
+    /// One run. Dropping the future kills the process and everything in its group.
+    pub(super) async fn run(&self, task: &Task) -> Returned {
+        let spawned = Command::new(&self.program)
+            .args(&self.arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            // A group of its own, so that what it starts ends with it.
+            .process_group(0)
+            .spawn();
+        let mut child = spawned.map_err(|error| self.error(format!("cannot be started: {error}")))?;
+        let group = Group::of(&child);
+        let input = format!("{{\"args\": {}, \"kwargs\": {}}}\n", task.args, task.kwargs);
+        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let feed = async {
+            if let Some(mut stdin) = stdin {
+                // A program that does not read its input closes the pipe, which is its good right.
+                let _ = stdin.write_all(input.as_bytes()).await;
+            }
+        };
+        let ((), output, complaint, status) = tokio::join!(feed, head(stdout), tail(stderr), child.wait());
+        group.ended();
+        let status = status.map_err(|error| self.error(format!("cannot be waited for: {error}")))?;
+        if !status.success() {
+            let complaint = String::from_utf8_lossy(&complaint).into_owned();
+            return Err(TaskPluginTriggerError::with_kwargs(json!({
+                "message": format!("{} ended with {status}", self.program),
+                "command": self.program,
+                "exit_status": status.code(),
+                "stderr": complaint,
+            }))
+            .into());
+        }
+        let output = output.ok_or_else(|| self.error(format!("printed more than {MAX_OUTPUT} bytes")))?;
+        let text = String::from_utf8(output).map_err(|error| self.error(format!("printed text that is not UTF-8: {error}")))?;
+        bounds::check_json(&text).map_err(|error| {
+            let excerpt: String = text.chars().take(80).collect();
+            self.error(format!("printed {excerpt:?}, expected one JSON value: {error}"))
+        })?;
+        RawValue::from_string(text.trim().to_owned()).map_err(|error| self.error(error.to_string()))
+    }
+
+    fn error(&self, message: String) -> TaskError {
+        TaskError::other(COMMAND_ERROR, format!("{}: {message}", self.program))
+    }
+}
+
+/// Everything that a stream gives, or `None` when it is too much. Reads on to the end, so that the program does not block.
+async fn head(stream: Option<impl AsyncRead + Unpin>) -> Option<Vec<u8>> {
+    let mut stream = stream?;
+    let mut kept = Vec::new();
+    let read = (&mut stream).take(MAX_OUTPUT as u64 + 1).read_to_end(&mut kept).await;
+    let too_much = kept.len() > MAX_OUTPUT;
+    // A broken pipe ends the output where it broke; what was printed so far must then be JSON, or is refused.
+    drop(read);
+    tokio::io::copy(&mut stream, &mut tokio::io::sink()).await.ok();
+    (!too_much).then_some(kept)
+}
+
+/// The end of what a stream gives.
+async fn tail(stream: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
+    let Some(mut stream) = stream else { return Vec::new() };
+    let mut kept = Vec::new();
+    let mut chunk = [0; KEPT_STDERR];
+    while let Ok(read @ 1..) = stream.read(&mut chunk).await {
+        kept.extend_from_slice(&chunk[..read]);
+        if kept.len() > KEPT_STDERR {
+            kept.drain(..kept.len() - KEPT_STDERR);
+        }
+    }
+    kept
+}
+
+/// The process group of a command; killed unless the command ended by itself.
+struct Group(Option<Pid>);
+
+impl Group {
+    fn of(child: &Child) -> Self {
+        Self(child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw))
+    }
+
+    fn ended(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            // Gone already is as good as killed.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
+}

@@ -1,0 +1,360 @@
+//! The one run of one task: every step that QTasks documents, in its order, each firing its trigger.
+//!
+//! middlewares before → args replace → before execute → run → (on a plugin error: the error trigger) → after execute → result
+//! replace → middlewares after → decode → close. Only the run itself is intercepted: an error of a middleware is the task's error.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use qtasks_plugin_api::{Directive, ErrorBody, TaskError, Trigger};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::function::{TaskFunction, TaskLimits};
+use super::middleware::Middleware;
+use super::model::Task;
+use super::registry::TaskRegistry;
+use super::settings::Intercept;
+use crate::trigger::{Answered, Decision, Dispatched, Dispatcher, Resolution};
+
+/// `type` of the error of a task that nobody provides.
+pub const UNKNOWN_TASK_ERROR: &str = "UnknownTask";
+
+/// Limits for tasks that have none of their own.
+#[derive(Debug, Clone, Copy)]
+pub struct ExecutorSettings {
+    /// Longest time for one attempt; `None` is no limit.
+    pub max_time: Option<Duration>,
+    /// How many runs a plugin may ask for with `retry_after`, where the task itself does not say.
+    pub max_attempts: u32,
+    /// Longest delay that `retry_after` gets.
+    pub max_retry_delay: Duration,
+    /// Which failures the plugins are asked about.
+    pub intercept: Intercept,
+}
+
+impl Default for ExecutorSettings {
+    fn default() -> Self {
+        Self { max_time: None, max_attempts: 5, max_retry_delay: Duration::from_secs(3600), intercept: Intercept::PluginErrors }
+    }
+}
+
+/// How a run ended.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Ended {
+    /// With a result: the task's own, or a plugin's.
+    Success {
+        /// The result, as JSON text.
+        returning: Box<RawValue>,
+    },
+    /// With an error that nobody answered.
+    Error {
+        /// The error: the original, or what a plugin replaced it with.
+        error: Box<ErrorBody>,
+    },
+    /// Cancelled, by itself or by a plugin.
+    Cancel {
+        /// Why.
+        reason: String,
+    },
+    /// Another attempt is to follow.
+    Retry {
+        /// After this delay.
+        after: Duration,
+    },
+    /// Set aside by a plugin, for a person to look at.
+    DeadLetter {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What became of one run.
+#[derive(Debug)]
+pub struct Execution {
+    /// How it ended.
+    pub ended: Ended,
+    /// The error that the task raised, whatever became of it.
+    pub original_error: Option<Box<ErrorBody>>,
+    /// Who answered the error, and how.
+    pub resolved_by: Option<Resolution>,
+    /// Each plugin that was asked about the error, and its outcome.
+    pub decisions: Vec<Decision>,
+    /// How long the run took, plugins included.
+    pub duration: Duration,
+}
+
+/// Runs tasks.
+pub struct TaskExecutor {
+    tasks: TaskRegistry,
+    dispatcher: Arc<Dispatcher>,
+    middlewares: Vec<Box<dyn Middleware>>,
+    settings: ExecutorSettings,
+}
+
+impl std::fmt::Debug for TaskExecutor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TaskExecutor").field("tasks", &self.tasks).field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+/// `task_executor` in an event.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct ExecutorInfo {
+    name: &'static str,
+    attempt: u32,
+    attempts: u32,
+}
+
+/// `task_func` in an event.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct FunctionInfo<'a> {
+    name: &'a str,
+    provided_by: &'a str,
+}
+
+/// kwargs of `task_executor_run_task_trigger_error`.
+#[derive(Serialize)]
+struct TriggerErrorKwargs<'a> {
+    task_executor: ExecutorInfo,
+    task_func: FunctionInfo<'a>,
+    task_broker: &'a Task,
+    e: &'a ErrorBody,
+}
+
+/// kwargs of the triggers that carry a result.
+#[derive(Serialize)]
+struct ResultKwargs<'a> {
+    task_executor: ExecutorInfo,
+    result: &'a RawValue,
+}
+
+/// What one run knows of itself.
+struct Run<'a> {
+    function: &'a TaskFunction,
+    info: ExecutorInfo,
+    limits: TaskLimits,
+    original_error: Option<Box<ErrorBody>>,
+    resolved_by: Option<Resolution>,
+    decisions: Vec<Decision>,
+}
+
+impl TaskExecutor {
+    /// An executor of `tasks`.
+    #[must_use]
+    pub fn new(
+        tasks: TaskRegistry,
+        dispatcher: Arc<Dispatcher>,
+        middlewares: Vec<Box<dyn Middleware>>,
+        settings: ExecutorSettings,
+    ) -> Self {
+        Self { tasks, dispatcher, middlewares, settings }
+    }
+
+    /// The tasks that it can run.
+    #[must_use]
+    pub fn tasks(&self) -> &TaskRegistry {
+        &self.tasks
+    }
+
+    /// The plugins' dispatcher.
+    #[must_use]
+    pub fn dispatcher(&self) -> &Arc<Dispatcher> {
+        &self.dispatcher
+    }
+
+    /// Runs one attempt of `task`.
+    pub async fn execute(&self, mut task: Task) -> (Task, Execution) {
+        let begun = Instant::now();
+        let Some(function) = self.tasks.get(&task.name) else {
+            let message = format!("nobody provides a task {:?}{}", &*task.name, self.tasks.nearest(&task.name));
+            let error = Box::new(ErrorBody::new(UNKNOWN_TASK_ERROR, message));
+            return (task, Execution::failed(error, begun));
+        };
+        let limits = function.limits();
+        let limits = TaskLimits {
+            max_time: task.max_time.or(limits.max_time).or(self.settings.max_time),
+            attempts: task.attempts.or(limits.attempts),
+            intercept: limits.intercept,
+        };
+        let attempts = limits.attempts.unwrap_or(self.settings.max_attempts);
+        let info = ExecutorInfo { name: "TaskExecutor", attempt: task.attempt, attempts };
+        let mut run = Run { function, info, limits, original_error: None, resolved_by: None, decisions: Vec::new() };
+        let ended = match self.steps(&mut run, &mut task).await {
+            Ok(ended) => ended,
+            Err(error) => run.raised(&task, error),
+        };
+        self.close(&run, &task).await;
+        let Run { original_error, resolved_by, decisions, .. } = run;
+        (task, Execution { ended, original_error, resolved_by, decisions, duration: begun.elapsed() })
+    }
+
+    /// The steps up to decoding. An error is one that the plugins are not asked about, or did not answer.
+    async fn steps(&self, run: &mut Run<'_>, task: &mut Task) -> Result<Ended, TaskError> {
+        self.middlewares_before(run.info, task).await?;
+        self.replace_arguments(run.info, task).await?;
+        self.fire(Trigger::TaskExecutorBeforeExecute, &only_executor(run.info)).await;
+        let mut result = match run.function.run(task, run.info.attempts, run.limits.max_time).await {
+            Ok(result) => self.replace_result(Trigger::TaskExecutorRunTask, run.info, result).await,
+            Err(error) => match self.ask_plugins(run, task, error).await? {
+                Resolved::Result(result) => result,
+                Resolved::Ended(ended) => return Ok(ended),
+            },
+        };
+        self.fire(Trigger::TaskExecutorAfterExecute, &only_executor(run.info)).await;
+        result = self.replace_result(Trigger::TaskExecutorAfterExecuteResultReplace, run.info, result).await;
+        self.middlewares_after(run.info, task, &mut result).await?;
+        let returning = self.replace_result(Trigger::TaskExecutorDecode, run.info, result).await;
+        Ok(Ended::Success { returning })
+    }
+
+    async fn fire(&self, trigger: Trigger, kwargs: &(impl Serialize + Sync)) -> Dispatched {
+        self.dispatcher.fire(trigger, kwargs).await
+    }
+
+    async fn middlewares_before(&self, info: ExecutorInfo, task: &mut Task) -> Result<(), TaskError> {
+        for middleware in &self.middlewares {
+            middleware.before(task).await?;
+        }
+        self.fire_middlewares(info, "middlewares_before").await;
+        Ok(())
+    }
+
+    async fn middlewares_after(&self, info: ExecutorInfo, task: &Task, result: &mut Box<RawValue>) -> Result<(), TaskError> {
+        for middleware in &self.middlewares {
+            middleware.after(task, result).await?;
+        }
+        self.fire_middlewares(info, "middlewares_after").await;
+        Ok(())
+    }
+
+    async fn fire_middlewares(&self, info: ExecutorInfo, key: &'static str) {
+        let trigger = Trigger::TaskExecutorMiddlewaresExecute;
+        if self.dispatcher.has_subscribers(trigger) {
+            let names: Vec<&str> = self.middlewares.iter().map(|middleware| middleware.name()).collect();
+            let kwargs = serde_json::json!({"task_executor": info, key: names});
+            self.fire(trigger, &kwargs).await;
+        }
+    }
+
+    async fn replace_arguments(&self, info: ExecutorInfo, task: &mut Task) -> Result<(), TaskError> {
+        #[derive(Serialize)]
+        struct Kwargs<'a> {
+            task_executor: ExecutorInfo,
+            args: &'a RawValue,
+            kw: &'a RawValue,
+            args_info: [(); 0],
+        }
+        let kwargs = Kwargs { task_executor: info, args: &task.args, kw: &task.kwargs, args_info: [] };
+        let mut replaced = self.fire(Trigger::TaskExecutorArgsReplace, &kwargs).await;
+        if replaced.answer.is_some() {
+            let args = replaced.take("args").map_or_else(|| Arc::clone(&task.args), Arc::from);
+            let kwargs = replaced.take("kw").map_or_else(|| Arc::clone(&task.kwargs), Arc::from);
+            *task = task.clone().with_arguments(args, kwargs)?;
+        }
+        Ok(())
+    }
+
+    async fn replace_result(&self, trigger: Trigger, info: ExecutorInfo, result: Box<RawValue>) -> Box<RawValue> {
+        let mut replaced = self.fire(trigger, &ResultKwargs { task_executor: info, result: &result }).await;
+        replaced.take("result").unwrap_or(result)
+    }
+
+    /// Hands an error to the plugins, if it is one for them.
+    async fn ask_plugins(&self, run: &mut Run<'_>, task: &Task, error: TaskError) -> Result<Resolved, TaskError> {
+        let everything = run.limits.intercept.unwrap_or(self.settings.intercept) == Intercept::All;
+        let body = match error {
+            TaskError::Plugin(body) => body,
+            TaskError::Other(body) if everything => body,
+            other => return Err(other),
+        };
+        let kwargs = TriggerErrorKwargs {
+            task_executor: run.info,
+            task_func: FunctionInfo { name: run.function.name(), provided_by: run.function.provided_by() },
+            task_broker: task,
+            e: &body,
+        };
+        let dispatched = self.fire(Trigger::TaskExecutorRunTaskTriggerError, &kwargs).await;
+        run.decisions = dispatched.decisions;
+        let resolved = match dispatched.answer {
+            Some((answered, resolution)) => self.resolve(run.info, answered, &body).zip(Some(resolution)),
+            None => None,
+        };
+        let Some((resolved, resolution)) = resolved else { return Err(TaskError::Other(body)) };
+        run.original_error = Some(body);
+        run.resolved_by = Some(resolution);
+        Ok(resolved)
+    }
+
+    /// What an answer makes of the run; `None` when a retry was asked for and no attempt is left.
+    fn resolve(&self, info: ExecutorInfo, answered: Answered, original: &ErrorBody) -> Option<Resolved> {
+        match answered {
+            Answered::Values(values) => values.into_iter().next().map(|(_, result)| Resolved::Result(result)),
+            Answered::Directive(Directive::RetryAfter { seconds }) => {
+                let delay = Duration::try_from_secs_f64(seconds).unwrap_or(self.settings.max_retry_delay);
+                let after = delay.min(self.settings.max_retry_delay);
+                (info.attempt < info.attempts).then_some(Resolved::Ended(Ended::Retry { after }))
+            }
+            Answered::Directive(Directive::Cancel { reason }) => Some(Resolved::Ended(Ended::Cancel { reason })),
+            Answered::Directive(Directive::ReplaceError { error }) => {
+                Some(Resolved::Ended(Ended::Error { error: Box::new(error) }))
+            }
+            Answered::Directive(Directive::DeadLetter { reason }) => Some(Resolved::Ended(Ended::DeadLetter { reason })),
+            // Dispatch refuses directives that it does not know.
+            Answered::Directive(_) => Some(Resolved::Ended(Ended::Error { error: Box::new(original.clone()) })),
+        }
+    }
+
+    async fn close(&self, run: &Run<'_>, task: &Task) {
+        #[derive(Serialize)]
+        struct Kwargs<'a> {
+            task_executor: ExecutorInfo,
+            task_func: FunctionInfo<'a>,
+            task_broker: &'a Task,
+        }
+        let task_func = FunctionInfo { name: run.function.name(), provided_by: run.function.provided_by() };
+        let kwargs = Kwargs { task_executor: run.info, task_func, task_broker: task };
+        self.fire(Trigger::TaskExecutorTaskClose, &kwargs).await;
+    }
+}
+
+/// What the plugins made of an error.
+enum Resolved {
+    /// A result, which goes on like the task's own.
+    Result(Box<RawValue>),
+    /// An end.
+    Ended(Ended),
+}
+
+fn only_executor(info: ExecutorInfo) -> BTreeMap<&'static str, ExecutorInfo> {
+    BTreeMap::from([("task_executor", info)])
+}
+
+impl Run<'_> {
+    /// How a run ends whose error goes on: again, while the task itself asks for more attempts; else as an error.
+    fn raised(&mut self, task: &Task, error: TaskError) -> Ended {
+        let body = match error {
+            TaskError::Cancel { reason } => return Ended::Cancel { reason },
+            TaskError::Plugin(body) | TaskError::Other(body) => body,
+        };
+        self.original_error.get_or_insert_with(|| body.clone());
+        if self.limits.attempts.is_some_and(|attempts| task.attempt < attempts) {
+            return Ended::Retry { after: Duration::ZERO };
+        }
+        Ended::Error { error: body }
+    }
+}
+
+impl Execution {
+    fn failed(error: Box<ErrorBody>, begun: Instant) -> Self {
+        Self {
+            original_error: Some(error.clone()),
+            ended: Ended::Error { error },
+            resolved_by: None,
+            decisions: Vec::new(),
+            duration: begun.elapsed(),
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! What runs when a task runs: a closure of the application, a plugin's entry, or a command.
+
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use qtasks_plugin_api::{
+    CancelFlag, ErrorBody, Host, PANIC_ERROR, TaskContext, TaskError, TaskInput, TaskRun, guard, read_argument, write_result,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+
+use super::command::CommandTask;
+use super::model::Task;
+use super::settings::Intercept;
+use crate::plugin::instance::Outcome;
+use crate::plugin::registry::ProvidedTask;
+
+/// A future that may be sent to another thread.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What a run of a task gives.
+pub(super) type Returned = Result<Box<RawValue>, TaskError>;
+
+type SyncBody = dyn Fn(&TaskContext, &str, &str) -> Returned + Send + Sync;
+type AsyncBody = dyn Fn(TaskContext, &str, &str) -> BoxFuture<'static, Returned> + Send + Sync;
+
+/// What runs when a task runs.
+pub(super) enum Body {
+    /// Directly on the worker's thread.
+    Inline(Box<SyncBody>),
+    /// On a thread where waiting is allowed.
+    Blocking(Arc<SyncBody>),
+    /// On the worker's runtime.
+    Async(Box<AsyncBody>),
+    /// In a plugin.
+    Plugin(ProvidedTask),
+    /// In a child process.
+    Command(CommandTask),
+}
+
+/// Limits of one task; each may be absent.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TaskLimits {
+    /// Longest time for one attempt.
+    pub max_time: Option<Duration>,
+    /// Runs in all.
+    pub attempts: Option<u32>,
+    /// Which failures the plugins are asked about.
+    pub intercept: Option<Intercept>,
+}
+
+/// A task that can run.
+pub struct TaskFunction {
+    pub(super) name: Arc<str>,
+    pub(super) provided_by: Arc<str>,
+    pub(super) limits: TaskLimits,
+    pub(super) host: Host,
+    pub(super) body: Body,
+}
+
+impl std::fmt::Debug for TaskFunction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TaskFunction").field("name", &self.name).field("provided_by", &self.provided_by).finish_non_exhaustive()
+    }
+}
+
+impl TaskFunction {
+    /// The task's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// `application`, `command`, or a plugin's name.
+    #[must_use]
+    pub fn provided_by(&self) -> &str {
+        &self.provided_by
+    }
+
+    /// The task's own limits.
+    #[must_use]
+    pub fn limits(&self) -> TaskLimits {
+        self.limits
+    }
+
+    /// One run. A panic is an error; more than `max_time` is a `TimeoutError`.
+    pub(super) async fn run(&self, task: &Task, attempts: u32, max_time: Option<Duration>) -> Returned {
+        let uuid: Arc<str> = Arc::from(&*task.uuid.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()));
+        let run = TaskRun { name: Arc::clone(&self.name), uuid, attempt: task.attempt, attempts };
+        if let Body::Inline(body) = &self.body {
+            let context = TaskContext::new(run, CancelFlag::never(), self.host.clone());
+            return flatten(guard(|| body(&context, task.args.get(), task.kwargs.get())));
+        }
+        let flag = CancelFlag::new();
+        let mut running = Cancelling { flag: flag.clone(), armed: true };
+        let context = TaskContext::new(run, flag, self.host.clone());
+        let body = self.start(task, context);
+        let returned = match max_time {
+            None => body.await,
+            Some(max_time) => tokio::time::timeout(max_time, body).await.unwrap_or_else(|_| Err(timed_out(&self.name, max_time))),
+        };
+        running.armed = matches!(&returned, Err(TaskError::Other(error)) if error.kind == TIMEOUT_ERROR);
+        returned
+    }
+
+    async fn start(&self, task: &Task, context: TaskContext) -> Returned {
+        match &self.body {
+            Body::Inline(body) => flatten(guard(|| body(&context, task.args.get(), task.kwargs.get()))),
+            Body::Blocking(body) => {
+                let (body, args, kwargs) = (Arc::clone(body), Arc::clone(&task.args), Arc::clone(&task.kwargs));
+                let joined =
+                    tokio::task::spawn_blocking(move || flatten(guard(|| body(&context, args.get(), kwargs.get())))).await;
+                joined.unwrap_or_else(|error| Err(TaskError::other("TaskLost", error.to_string())))
+            }
+            Body::Async(body) => {
+                let future = flatten(guard(|| Ok(body(context, task.args.get(), task.kwargs.get()))))?;
+                // The guard's hook keeps a panic's place for sync bodies; across awaits only the message is at hand.
+                AssertUnwindSafe(future).catch_unwind().await.unwrap_or_else(|payload| Err(panicked(&*payload)))
+            }
+            Body::Plugin(provided) => run_in_plugin(provided, task, &context).await,
+            Body::Command(command) => command.run(task).await,
+        }
+    }
+}
+
+/// `type` of a run that took more than its `max_time`, as Python names it.
+pub const TIMEOUT_ERROR: &str = "TimeoutError";
+
+fn timed_out(task: &str, max_time: Duration) -> TaskError {
+    let seconds = max_time.as_secs_f64();
+    TaskError::other(TIMEOUT_ERROR, format!("time limit exceeded for task {task}: {seconds} s"))
+}
+
+/// Sets the flag of a run that nobody waits for any more.
+struct Cancelling {
+    flag: CancelFlag,
+    armed: bool,
+}
+
+impl Drop for Cancelling {
+    fn drop(&mut self) {
+        if self.armed {
+            self.flag.cancel();
+        }
+    }
+}
+
+fn flatten<T>(guarded: Result<Result<T, TaskError>, Box<ErrorBody>>) -> Result<T, TaskError> {
+    guarded.unwrap_or_else(|panic| Err(TaskError::Other(panic)))
+}
+
+fn panicked(payload: &(dyn std::any::Any + Send)) -> TaskError {
+    let message = payload
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| payload.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "panicked with a value that is not text".to_owned());
+    TaskError::other(PANIC_ERROR, message)
+}
+
+async fn run_in_plugin(provided: &ProvidedTask, task: &Task, context: &TaskContext) -> Returned {
+    let input = TaskInput { task: context.run().clone(), args: &task.args, kwargs: &task.kwargs };
+    let input = serde_json::to_string(&input).map_err(|error| TaskError::other("ArgumentError", error.to_string()))?;
+    let name = Arc::clone(&task.name);
+    match provided.plugin.call(provided.entry, provided.mode, name, &Arc::new(input), None).await {
+        Outcome::Result(payload) => {
+            RawValue::from_string(payload.as_str().to_owned()).map_err(|error| TaskError::other("ResultError", error.to_string()))
+        }
+        Outcome::Failed(error) => Err(TaskError::from_body(error)),
+        other => {
+            let plugin = provided.plugin.name();
+            Err(TaskError::other(
+                "ResultError",
+                format!("plugin {plugin} answered {other:?} to a task; expected a result or an error"),
+            ))
+        }
+    }
+}
+
+/// A sync closure as a body.
+pub(super) fn sync_body<F, A, K, T, E>(function: F) -> impl Fn(&TaskContext, &str, &str) -> Returned + Send + Sync + 'static
+where
+    F: Fn(&TaskContext, A, K) -> Result<T, E> + Send + Sync + 'static,
+    A: DeserializeOwned,
+    K: DeserializeOwned,
+    T: Serialize,
+    E: Into<TaskError>,
+{
+    move |context, args, kwargs| {
+        let returned = function(context, read_argument("args", args)?, read_argument("kwargs", kwargs)?);
+        returned.map_err(Into::into).and_then(|value| write_result(&value))
+    }
+}
+
+/// An async closure as a body.
+pub(super) fn async_body<F, A, K, T, E, Fut>(
+    function: F,
+) -> impl Fn(TaskContext, &str, &str) -> BoxFuture<'static, Returned> + Send + Sync + 'static
+where
+    F: Fn(TaskContext, A, K) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<T, E>> + Send + 'static,
+    A: DeserializeOwned,
+    K: DeserializeOwned,
+    T: Serialize,
+    E: Into<TaskError>,
+{
+    move |context, args, kwargs| {
+        let arguments = read_argument("args", args).and_then(|args| Ok((args, read_argument("kwargs", kwargs)?)));
+        match arguments {
+            Ok((args, kwargs)) => {
+                let future = function(context, args, kwargs);
+                Box::pin(async move { future.await.map_err(Into::into).and_then(|value| write_result(&value)) })
+            }
+            Err(error) => Box::pin(std::future::ready(Err(error))),
+        }
+    }
+}

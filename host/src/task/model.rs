@@ -1,0 +1,228 @@
+//! A task as it waits and as it runs.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use qtasks_plugin_api::bounds;
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+/// A task: which one, with what, and how far it has come.
+#[derive(Debug, Clone)]
+pub struct Task {
+    /// Its id, version 4: other versions are misread by QTasks' Python clients.
+    pub uuid: Uuid,
+    /// Its name. No `:` in it, which is QTasks' separator.
+    pub name: Arc<str>,
+    /// Higher runs first.
+    pub priority: i64,
+    /// Positional arguments, a JSON list. Kept as text, so that big integers stay exact.
+    pub args: Arc<RawValue>,
+    /// Named arguments, a JSON object.
+    pub kwargs: Arc<RawValue>,
+    /// Longest time for one attempt, instead of the task's own.
+    pub max_time: Option<Duration>,
+    /// Runs in all, instead of the task's own.
+    pub attempts: Option<u32>,
+    /// Which run comes next, from 1.
+    pub attempt: u32,
+}
+
+/// Why something is not a task.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TaskModelError {
+    /// Not JSON, or not of a task's shape.
+    #[error("not a task: {0}; expected {{\"task\": \"name\", \"args\": […], \"kwargs\": {{…}}}}")]
+    Shape(String),
+    /// An unusable name.
+    #[error("{0:?} is not a task name: expected at least one character and no `:`")]
+    Name(String),
+    /// Arguments of another shape.
+    #[error("{part} is {found}; expected {expected}")]
+    Arguments {
+        /// `args` or `kwargs`.
+        part: &'static str,
+        /// The beginning of what was found.
+        found: String,
+        /// What was expected.
+        expected: &'static str,
+    },
+    /// Another version than 4.
+    #[error("uuid {0} has version {1}; expected version 4, which is what QTasks reads")]
+    UuidVersion(Uuid, usize),
+    /// A time that is none.
+    #[error("max_time {0} is no time: expected a number of seconds above 0")]
+    MaxTime(f64),
+    /// No attempt at all.
+    #[error("attempts is 0; expected at least 1")]
+    Attempts,
+}
+
+impl Task {
+    /// A task with a new id, without arguments.
+    ///
+    /// # Errors
+    ///
+    /// [`TaskModelError::Name`].
+    pub fn new(name: impl Into<Arc<str>>) -> Result<Self, TaskModelError> {
+        let name = name.into();
+        if name.is_empty() || name.contains(':') {
+            return Err(TaskModelError::Name(name.chars().take(80).collect()));
+        }
+        Ok(Self {
+            uuid: Uuid::new_v4(),
+            name,
+            priority: 0,
+            args: raw("[]"),
+            kwargs: raw("{}"),
+            max_time: None,
+            attempts: None,
+            attempt: 1,
+        })
+    }
+
+    /// The same task with these arguments: anything that becomes a JSON list, and anything that becomes a JSON object.
+    ///
+    /// # Errors
+    ///
+    /// [`TaskModelError::Arguments`].
+    pub fn with_arguments(mut self, args: impl Serialize, kwargs: impl Serialize) -> Result<Self, TaskModelError> {
+        let text = |part, value: serde_json::Result<Box<RawValue>>| {
+            value.map_err(|error| TaskModelError::Arguments { part, found: error.to_string(), expected: "a JSON value" })
+        };
+        self.args = arguments("args", '[', "a JSON list", text("args", serde_json::value::to_raw_value(&args))?)?;
+        self.kwargs = arguments("kwargs", '{', "a JSON object", text("kwargs", serde_json::value::to_raw_value(&kwargs))?)?;
+        Ok(self)
+    }
+
+    /// Reads a task from one JSON line:
+    ///
+    /// ```json
+    /// {"task": "add", "args": [1], "kwargs": {"b": 2}, "uuid": "…", "priority": 0, "max_time": 2.5, "attempts": 3}
+    /// ```
+    ///
+    /// Everything but `task` is optional.
+    ///
+    /// # Errors
+    ///
+    /// [`TaskModelError`], the first thing that is wrong.
+    pub fn from_json(line: &str) -> Result<Self, TaskModelError> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Line<'a> {
+            #[serde(borrow)]
+            task: Cow<'a, str>,
+            args: Option<Box<RawValue>>,
+            kwargs: Option<Box<RawValue>>,
+            uuid: Option<Uuid>,
+            #[serde(default)]
+            priority: i64,
+            max_time: Option<f64>,
+            attempts: Option<u32>,
+        }
+        bounds::check_depth(line).map_err(|error| TaskModelError::Shape(error.to_string()))?;
+        let line: Line<'_> = serde_json::from_str(line).map_err(|error| TaskModelError::Shape(error.to_string()))?;
+        let mut task = Self::new(line.task)?;
+        if let Some(args) = line.args {
+            task.args = arguments("args", '[', "a JSON list", args)?;
+        }
+        if let Some(kwargs) = line.kwargs {
+            task.kwargs = arguments("kwargs", '{', "a JSON object", kwargs)?;
+        }
+        if let Some(uuid) = line.uuid {
+            if uuid.get_version_num() != 4 {
+                return Err(TaskModelError::UuidVersion(uuid, uuid.get_version_num()));
+            }
+            task.uuid = uuid;
+        }
+        if let Some(seconds) = line.max_time {
+            let time = Duration::try_from_secs_f64(seconds).ok().filter(|time| !time.is_zero());
+            task.max_time = Some(time.ok_or(TaskModelError::MaxTime(seconds))?);
+        }
+        if line.attempts == Some(0) {
+            return Err(TaskModelError::Attempts);
+        }
+        task.priority = line.priority;
+        task.attempts = line.attempts;
+        Ok(task)
+    }
+}
+
+fn raw(text: &str) -> Arc<RawValue> {
+    RawValue::from_string(text.to_owned()).unwrap_or_else(|_| RawValue::NULL.to_owned()).into()
+}
+
+fn arguments(
+    part: &'static str,
+    opening: char,
+    expected: &'static str,
+    value: Box<RawValue>,
+) -> Result<Arc<RawValue>, TaskModelError> {
+    if value.get().trim_start().starts_with(opening) {
+        return Ok(value.into());
+    }
+    Err(TaskModelError::Arguments { part, found: value.get().chars().take(60).collect(), expected })
+}
+
+/// The task as plugins see it: `task_broker` in an event.
+impl Serialize for Task {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct TaskBroker<'a> {
+            uuid: &'a str,
+            task_name: &'a str,
+            priority: i64,
+            args: &'a RawValue,
+            kwargs: &'a RawValue,
+        }
+        TaskBroker {
+            uuid: self.uuid.hyphenated().encode_lower(&mut Uuid::encode_buffer()),
+            task_name: &self.name,
+            priority: self.priority,
+            args: &self.args,
+            kwargs: &self.kwargs,
+        }
+        .serialize(serializer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_becomes_a_task_and_nothing_of_it_is_lost() {
+        let line = r#"{"task": "add", "args": [123456789012345678901234567890], "kwargs": {"b": 1e400}, "priority": -3,
+            "uuid": "0b6aecd7-8c0a-4b33-8a4c-0f3ba6a9a3a5", "max_time": 0.5, "attempts": 2}"#;
+        let task = Task::from_json(line).expect("a task");
+        assert_eq!(task.args.get(), "[123456789012345678901234567890]");
+        assert_eq!(task.kwargs.get(), r#"{"b": 1e400}"#);
+        assert_eq!((task.priority, task.attempts, task.attempt), (-3, Some(2), 1));
+        assert_eq!(task.max_time, Some(Duration::from_millis(500)));
+        assert_eq!(Task::from_json(r#"{"task": "add"}"#).expect("a task").kwargs.get(), "{}");
+    }
+
+    #[test]
+    fn a_bad_line_says_what_was_found_and_expected() {
+        for (line, said) in [
+            ("{", "not a task: EOF"),
+            (r#"{"args": []}"#, "missing field `task`"),
+            (r#"{"task": "a", "arg": []}"#, "unknown field `arg`"),
+            (r#"{"task": "a:b"}"#, r#""a:b" is not a task name"#),
+            (r#"{"task": "a", "args": {}}"#, "args is {}; expected a JSON list"),
+            (r#"{"task": "a", "kwargs": 3}"#, "kwargs is 3; expected a JSON object"),
+            (r#"{"task": "a", "uuid": "0b6aecd7-8c0a-7b33-8a4c-0f3ba6a9a3a5"}"#, "version 7; expected version 4"),
+            (r#"{"task": "a", "max_time": 0}"#, "max_time 0 is no time"),
+            (r#"{"task": "a", "attempts": 0}"#, "expected at least 1"),
+            (r#"{"task": "a", "priority": 1.5}"#, "expected i64"),
+        ] {
+            let error = Task::from_json(line).expect_err(line).to_string();
+            assert!(error.contains(said), "{line}: {error}");
+        }
+        let deep = format!(r#"{{"task": "a", "args": {}{}}}"#, "[".repeat(200), "]".repeat(200));
+        assert!(Task::from_json(&deep).expect_err("too deep").to_string().contains("nested deeper than 128"));
+    }
+}

@@ -1,0 +1,231 @@
+//! What an answer means: which kwargs it replaces, and what the next plugin sees.
+//!
+//! QTasks: "answers named below replace the corresponding variables; absent or none means unchanged", and "the next plugin
+//! receives the result from the previous one". A trigger with one returnable key takes the bare value as well as
+//! `{"key": value}`: the documented plugin answers `123`, real ones answer `{"result": 123}`.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use qtasks_plugin_api::{Directive, ErrorBody, Trigger};
+use serde::Serialize;
+use serde::ser::{SerializeMap, Serializer};
+use serde_json::value::RawValue;
+
+use crate::nearest::nearest;
+use crate::plugin::{AnswerMode, PluginIdentity};
+
+/// A directive together with who gave it, or the returnable kwargs as the plugins left them.
+#[derive(Debug, Clone)]
+pub enum Answered {
+    /// Key and value of each kwarg that a plugin replaced.
+    Values(Vec<(&'static str, Box<RawValue>)>),
+    /// What to do with the task. Only for `task_executor_run_task_trigger_error`.
+    Directive(Directive),
+}
+
+/// Who gave the answer that counted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Resolution {
+    /// The plugin.
+    #[serde(flatten)]
+    pub by: PluginIdentity,
+    /// What it answered.
+    pub outcome: super::OutcomeKind,
+}
+
+/// Gathers the answers of one event.
+#[derive(Debug, Default)]
+pub(super) struct Gathered {
+    answered: Option<Answered>,
+    /// Answers of mode `all`, in order.
+    all: Vec<Box<RawValue>>,
+}
+
+impl Gathered {
+    /// Takes a value that a plugin answered to `trigger`.
+    ///
+    /// An object answered to a trigger with several returnable keys replaces the keys it names, and no others.
+    pub(super) fn take_value(&mut self, trigger: Trigger, mode: AnswerMode, text: &str) -> Result<(), Box<ErrorBody>> {
+        let replaced = replaced_keys(trigger, text)?;
+        if mode == AnswerMode::All && replaced.len() == 1 {
+            let (key, value) = replaced.into_iter().next().unwrap_or(("", RawValue::NULL.to_owned()));
+            self.all.push(value);
+            self.answered = Some(Answered::Values(vec![(key, list_of(&self.all)?)]));
+            return Ok(());
+        }
+        match &mut self.answered {
+            Some(Answered::Values(earlier)) => {
+                for (key, value) in replaced {
+                    match earlier.iter_mut().find(|(known, _)| *known == key) {
+                        Some(slot) => slot.1 = value,
+                        None => earlier.push((key, value)),
+                    }
+                }
+            }
+            other => *other = Some(Answered::Values(replaced)),
+        }
+        Ok(())
+    }
+
+    /// Takes a directive that a plugin gave.
+    pub(super) fn take_directive(&mut self, trigger: Trigger, directive: Directive) -> Result<(), Box<ErrorBody>> {
+        if trigger != Trigger::TaskExecutorRunTaskTriggerError {
+            let message = format!(
+                "answered {} to {trigger}; only {} takes directives",
+                directive.name(),
+                Trigger::TaskExecutorRunTaskTriggerError
+            );
+            return Err(answer_error(message));
+        }
+        if let Directive::RetryAfter { seconds } = &directive
+            && std::time::Duration::try_from_secs_f64(*seconds).is_err()
+        {
+            return Err(answer_error(format!("answered retry_after {seconds}; expected a number of seconds, 0 or more")));
+        }
+        self.answered = Some(Answered::Directive(directive));
+        Ok(())
+    }
+
+    /// What the next plugin sees: the kwargs with what was replaced so far.
+    pub(super) fn kwargs_for_next(&self, kwargs: &str) -> Result<String, serde_json::Error> {
+        let Some(Answered::Values(replaced)) = &self.answered else { return Ok(kwargs.to_owned()) };
+        let given: Object<'_> = serde_json::from_str(kwargs)?;
+        serde_json::to_string(&Replaced { given, replaced })
+    }
+
+    pub(super) fn into_answered(self) -> Option<Answered> {
+        self.answered
+    }
+}
+
+fn answer_error(message: String) -> Box<ErrorBody> {
+    Box::new(ErrorBody::new("AnswerError", message))
+}
+
+fn list_of(values: &[Box<RawValue>]) -> Result<Box<RawValue>, Box<ErrorBody>> {
+    serde_json::value::to_raw_value(values).map_err(|error| answer_error(error.to_string()))
+}
+
+/// The returnable kwargs that an answer names.
+fn replaced_keys(trigger: Trigger, text: &str) -> Result<Vec<(&'static str, Box<RawValue>)>, Box<ErrorBody>> {
+    let keys = trigger.returnable_keys();
+    let raw = |text: &str| RawValue::from_string(text.to_owned()).map_err(|error| answer_error(error.to_string()));
+    let members: Option<BTreeMap<Cow<'_, str>, &RawValue>> =
+        if text.trim_start().starts_with('{') { serde_json::from_str(text).ok() } else { None };
+    if let [only] = keys {
+        let named = members.as_ref().filter(|members| members.len() == 1).and_then(|members| members.get(*only));
+        return Ok(vec![(only, raw(named.map_or(text, |value| value.get()))?)]);
+    }
+    let Some(members) = members else {
+        return Err(answer_error(format!(
+            "answered {} to {trigger}; expected an object with any of: {}",
+            text.chars().take(80).collect::<String>(),
+            keys.join(", ")
+        )));
+    };
+    let mut replaced = Vec::with_capacity(members.len());
+    for (name, value) in members {
+        let Some(key) = keys.iter().find(|key| **key == name) else {
+            let hint = nearest(&name, keys.iter().copied());
+            return Err(answer_error(format!("answered `{name}` to {trigger}, which takes: {}{hint}", keys.join(", "))));
+        };
+        replaced.push((*key, raw(value.get())?));
+    }
+    Ok(replaced)
+}
+
+/// The members of a JSON object, in their order.
+struct Object<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+
+impl<'de: 'a, 'a> serde::Deserialize<'de> for Object<'a> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members;
+        impl<'de> serde::de::Visitor<'de> for Members {
+            type Value = Vec<(Cow<'de, str>, &'de RawValue)>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(members)
+            }
+        }
+        deserializer.deserialize_map(Members).map(Self)
+    }
+}
+
+struct Replaced<'a> {
+    given: Object<'a>,
+    replaced: &'a [(&'static str, Box<RawValue>)],
+}
+
+impl Serialize for Replaced<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        for (key, value) in &self.given.0 {
+            if !self.replaced.iter().any(|(name, _)| name == key) {
+                map.serialize_entry(key, value)?;
+            }
+        }
+        for (key, value) in self.replaced {
+            map.serialize_entry(key, value)?;
+        }
+        map.end()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(trigger: Trigger, mode: AnswerMode, answers: &[&str]) -> Vec<(&'static str, String)> {
+        let mut gathered = Gathered::default();
+        for answer in answers {
+            gathered.take_value(trigger, mode, answer).expect("a fitting answer");
+        }
+        match gathered.into_answered() {
+            Some(Answered::Values(values)) => values.into_iter().map(|(key, value)| (key, value.get().to_owned())).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_single_key_takes_the_bare_value_and_the_named_one() {
+        let error = Trigger::TaskExecutorRunTaskTriggerError;
+        let last = AnswerMode::ReturnLast;
+        assert_eq!(values(error, last, &["123"]), [("result", "123".into())]);
+        assert_eq!(values(error, last, &[r#"{"result": 5}"#]), [("result", "5".into())]);
+        assert_eq!(values(error, last, &[r#"{"result": 5, "note": 1}"#]), [("result", r#"{"result": 5, "note": 1}"#.into())]);
+        assert_eq!(values(error, last, &["1", "null"]), [("result", "null".into())]);
+        assert_eq!(values(error, AnswerMode::All, &["1", "[]", "null"]), [("result", "[1,[],null]".into())]);
+    }
+
+    #[test]
+    fn a_partial_answer_replaces_only_what_it_names() {
+        let trigger = Trigger::QtasksAddTaskBeforeBroker;
+        let answered = values(trigger, AnswerMode::ReturnLast, &[r#"{"priority": 5}"#, r#"{"task_name": "b", "priority": 7}"#]);
+        assert_eq!(answered, [("priority", "7".to_owned()), ("task_name", r#""b""#.to_owned())]);
+        let mut gathered = Gathered::default();
+        let wrong = gathered.take_value(trigger, AnswerMode::ReturnLast, r#"{"priorty": 5}"#).expect_err("no such key");
+        assert!(wrong.message.contains("did you mean `priority`?"), "{wrong}");
+        assert!(gathered.take_value(trigger, AnswerMode::ReturnLast, "[1]").is_err());
+        gathered.take_value(trigger, AnswerMode::ReturnLast, r#"{"priority": 5}"#).expect("fits");
+        let next = gathered.kwargs_for_next(r#"{"task_name": "a", "priority": 0, "args": [123456789012345678901234567890]}"#);
+        assert_eq!(next.expect("JSON"), r#"{"task_name":"a","args":[123456789012345678901234567890],"priority":5}"#);
+    }
+
+    #[test]
+    fn directives_belong_to_the_error_trigger_and_are_checked() {
+        let mut gathered = Gathered::default();
+        let cancel = Directive::Cancel { reason: "no".into() };
+        assert!(gathered.take_directive(Trigger::WorkerStart, cancel).is_err());
+        let never = Directive::RetryAfter { seconds: -1.0 };
+        assert!(gathered.take_directive(Trigger::TaskExecutorRunTaskTriggerError, never).is_err());
+    }
+}

@@ -1,0 +1,52 @@
+//! What is kept of each handler's call.
+
+use std::time::Duration;
+
+use qtasks_plugin_api::{ErrorBody, Trigger};
+use serde::{Serialize, Serializer};
+
+use crate::plugin::PluginIdentity;
+
+/// What a handler answered, without the payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutcomeKind {
+    /// Not handled.
+    Pass,
+    /// A value.
+    Result,
+    /// Another attempt.
+    RetryAfter,
+    /// The task is to be cancelled.
+    Cancel,
+    /// The error is to go on as another.
+    ReplaceError,
+    /// The task is to be set aside.
+    DeadLetter,
+    /// The plugin's own failure.
+    Failed,
+}
+
+/// One handler's call, as recorded: who, what, how long.
+#[derive(Debug, Clone, Serialize)]
+pub struct Decision {
+    /// The event; the same for all handlers of one firing, unique in this process.
+    pub event: u64,
+    /// The trigger.
+    pub trigger: Trigger,
+    /// The plugin.
+    #[serde(flatten)]
+    pub by: PluginIdentity,
+    /// What it answered.
+    pub outcome: OutcomeKind,
+    /// How long the call took, in seconds on the wire.
+    #[serde(rename = "seconds", serialize_with = "as_seconds")]
+    pub duration: Duration,
+    /// The plugin's own failure.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Box<ErrorBody>>,
+}
+
+fn as_seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(duration.as_secs_f64())
+}

@@ -1,0 +1,185 @@
+//! The way of one event: to whom, in which order, and what came of it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use qtasks_plugin_api::manifest::Mode;
+use qtasks_plugin_api::{ErrorBody, Trigger};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::answers::{Answered, Gathered, Resolution};
+use super::decision::{Decision, OutcomeKind};
+use super::settings::TriggerSettings;
+use crate::plugin::instance::Outcome;
+use crate::plugin::{AnswerMode, Registry, Subscription};
+
+/// What came of one event.
+#[derive(Debug, Default)]
+pub struct Dispatched {
+    /// The answer that counts, and who gave it. `None`: nobody answered.
+    pub answer: Option<(Answered, Resolution)>,
+    /// One for each plugin that was asked, in order.
+    pub decisions: Vec<Decision>,
+}
+
+impl Dispatched {
+    /// The value for the returnable kwarg `key`, if a plugin replaced it.
+    pub fn take(&mut self, key: &str) -> Option<Box<RawValue>> {
+        match &mut self.answer {
+            Some((Answered::Values(values), _)) => {
+                let position = values.iter().position(|(name, _)| *name == key)?;
+                Some(values.swap_remove(position).1)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Fires events at the plugins in the registry.
+#[derive(Debug)]
+pub struct Dispatcher {
+    registry: ArcSwap<Registry>,
+    /// Indexed by [`Trigger::index`].
+    answers: Vec<AnswerMode>,
+    next_event: AtomicU64,
+}
+
+impl Dispatcher {
+    /// A dispatcher over `registry`.
+    #[must_use]
+    pub fn new(registry: Registry, settings: &BTreeMap<Trigger, TriggerSettings>) -> Self {
+        let mode = |trigger| settings.get(trigger).copied().unwrap_or_default().answers;
+        Self {
+            registry: ArcSwap::from_pointee(registry),
+            answers: Trigger::ALL.iter().map(mode).collect(),
+            next_event: AtomicU64::new(1),
+        }
+    }
+
+    /// The plugins in use now.
+    #[must_use]
+    pub fn registry(&self) -> Arc<Registry> {
+        self.registry.load_full()
+    }
+
+    /// Whether anybody asked for `trigger`.
+    #[must_use]
+    pub fn has_subscribers(&self, trigger: Trigger) -> bool {
+        !self.registry.load().subscriptions(trigger).is_empty()
+    }
+
+    /// Fires `trigger` with `kwargs`, which must become a JSON object. With no subscriber nothing is serialised.
+    ///
+    /// Each subscriber is asked in turn, within its own deadline. A plugin's failure is recorded, and the next one is asked.
+    #[inline]
+    pub async fn fire(&self, trigger: Trigger, kwargs: &(impl Serialize + Sync)) -> Dispatched {
+        if !self.has_subscribers(trigger) {
+            return Dispatched::default();
+        }
+        self.fire_subscribed(trigger, kwargs).await
+    }
+
+    async fn fire_subscribed(&self, trigger: Trigger, kwargs: &(impl Serialize + Sync)) -> Dispatched {
+        let registry = self.registry.load_full();
+        let event = self.next_event.fetch_add(1, Ordering::Relaxed);
+        let mut kwargs = match serde_json::to_string(kwargs) {
+            Ok(text) => Arc::new(text),
+            Err(error) => {
+                tracing::error!(%trigger, "the event's kwargs have no JSON form, no plugin was asked: {error}");
+                return Dispatched::default();
+            }
+        };
+        let subscriptions = registry.subscriptions(trigger);
+        let mut gathered = Gathered::default();
+        let mut dispatched = Dispatched { answer: None, decisions: Vec::with_capacity(subscriptions.len()) };
+        let mut resolution = None;
+        let mut stale = false;
+        for subscription in subscriptions {
+            if stale {
+                match gathered.kwargs_for_next(&kwargs) {
+                    Ok(text) => kwargs = Arc::new(text),
+                    Err(error) => tracing::error!(%trigger, "the answers so far cannot be passed on: {error}"),
+                }
+                stale = false;
+            }
+            let begun = Instant::now();
+            let outcome = call(subscription, trigger, &kwargs).await;
+            let mode = subscription.answers.unwrap_or(self.answers[trigger.index()]);
+            let (kind, failure) = match take(&mut gathered, trigger, mode, outcome) {
+                Ok(kind) => (kind, None),
+                Err(failure) => (OutcomeKind::Failed, Some(failure)),
+            };
+            let by = subscription.plugin.identity().clone();
+            if let Some(failure) = &failure {
+                tracing::warn!(plugin = %by.name, %trigger, event, "the plugin failed, the next one is asked: {failure}");
+            }
+            let answered = !matches!(kind, OutcomeKind::Pass | OutcomeKind::Failed);
+            dispatched.decisions.push(Decision {
+                event,
+                trigger,
+                by: by.clone(),
+                outcome: kind,
+                duration: begun.elapsed(),
+                failure,
+            });
+            if answered {
+                resolution = Some(Resolution { by, outcome: kind });
+                stale = true;
+                if mode == AnswerMode::First {
+                    break;
+                }
+            }
+        }
+        dispatched.answer = gathered.into_answered().zip(resolution);
+        dispatched
+    }
+
+    /// Puts another registry in place. Events under way end with the plugins they began with.
+    pub fn replace(&self, registry: Registry) {
+        self.registry.store(Arc::new(registry));
+    }
+}
+
+async fn call(subscription: &Subscription, trigger: Trigger, kwargs: &Arc<String>) -> Outcome {
+    let plugin = &subscription.plugin;
+    if subscription.mode == Mode::Inline {
+        return plugin.call_inline(subscription.entry, trigger.name(), kwargs);
+    }
+    let deadline = Some(plugin.settings().deadline);
+    plugin.call(subscription.entry, subscription.mode, trigger.name(), kwargs, deadline).await
+}
+
+/// What an outcome means; a failure when it does not fit the trigger.
+fn take(gathered: &mut Gathered, trigger: Trigger, mode: AnswerMode, outcome: Outcome) -> Result<OutcomeKind, Box<ErrorBody>> {
+    match outcome {
+        Outcome::Pass => Ok(OutcomeKind::Pass),
+        // The answers to a one-way trigger are ignored, as in QTasks.
+        Outcome::Result(_) if trigger.returnable_keys().is_empty() => Ok(OutcomeKind::Pass),
+        Outcome::Result(payload) => {
+            gathered.take_value(trigger, mode, payload.as_str())?;
+            Ok(OutcomeKind::Result)
+        }
+        Outcome::Directive(directive) => {
+            let kind = kind_of(&directive)?;
+            gathered.take_directive(trigger, directive)?;
+            Ok(kind)
+        }
+        Outcome::Failed(error) => Err(error),
+        other => Err(Box::new(ErrorBody::new("AnswerError", format!("an outcome this host does not know: {other:?}")))),
+    }
+}
+
+fn kind_of(directive: &qtasks_plugin_api::Directive) -> Result<OutcomeKind, Box<ErrorBody>> {
+    use qtasks_plugin_api::Directive;
+    match directive {
+        Directive::RetryAfter { .. } => Ok(OutcomeKind::RetryAfter),
+        Directive::Cancel { .. } => Ok(OutcomeKind::Cancel),
+        Directive::ReplaceError { .. } => Ok(OutcomeKind::ReplaceError),
+        Directive::DeadLetter { .. } => Ok(OutcomeKind::DeadLetter),
+        other => Err(Box::new(ErrorBody::new("AnswerError", format!("a directive this host does not know: {}", other.name())))),
+    }
+}

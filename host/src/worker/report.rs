@@ -1,0 +1,105 @@
+//! What became of a task, as people and programs read it.
+
+use std::sync::Arc;
+
+use qtasks_plugin_api::ErrorBody;
+use serde::Serialize;
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use crate::task::{Ended, Execution, Task};
+use crate::trigger::{Decision, Resolution};
+
+/// A task's status, as in QTasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// It has a result.
+    Success,
+    /// It ended with an error.
+    Error,
+    /// It was cancelled.
+    Cancel,
+}
+
+/// What became of a task.
+///
+/// ```json
+/// {"uuid": "…", "task": "add", "status": "success", "attempt": 1, "returning": 123,
+///  "original_error": {"type": "TaskPluginTriggerError", "message": "…", "args": [], "kwargs": {…}},
+///  "resolved_by": {"plugin": "documented-example", "version": "0.1.0", "outcome": "result"}}
+/// ```
+///
+/// `returning` is there with status `success`, `error` with `error`, `cancel_reason` with `cancel`; `dead_letter` is the reason for
+/// which a plugin set the task aside, with status `error`.
+#[derive(Debug, Serialize)]
+pub struct TaskReport {
+    /// The task's id.
+    pub uuid: Uuid,
+    /// Its name.
+    pub task: Arc<str>,
+    /// How it ended.
+    pub status: Status,
+    /// In which attempt, from 1.
+    pub attempt: u32,
+    /// The result.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub returning: Option<Box<RawValue>>,
+    /// The error it ended with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<Box<ErrorBody>>,
+    /// Why it was cancelled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cancel_reason: Option<String>,
+    /// Why it was set aside.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dead_letter: Option<String>,
+    /// The error that the task raised, where a plugin decided what becomes of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub original_error: Option<Box<ErrorBody>>,
+    /// Which plugin decided, and how.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resolved_by: Option<Resolution>,
+    /// Each plugin that was asked about the error of the last attempt.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub decisions: Vec<Decision>,
+}
+
+impl TaskReport {
+    /// The report of a run that is not tried again.
+    pub(super) fn new(task: Task, execution: Execution) -> Self {
+        let Execution { ended, original_error, resolved_by, decisions, .. } = execution;
+        let mut report = Self {
+            uuid: task.uuid,
+            task: task.name,
+            status: Status::Error,
+            attempt: task.attempt,
+            returning: None,
+            error: None,
+            cancel_reason: None,
+            dead_letter: None,
+            // Where nobody decided, the error itself is the original.
+            original_error: original_error.filter(|_| resolved_by.is_some()),
+            resolved_by,
+            decisions,
+        };
+        match ended {
+            Ended::Success { returning } => {
+                report.status = Status::Success;
+                report.returning = Some(returning);
+            }
+            Ended::Error { error } => report.error = Some(error),
+            Ended::Cancel { reason } => {
+                report.status = Status::Cancel;
+                report.cancel_reason = Some(reason);
+            }
+            Ended::DeadLetter { reason } => {
+                report.error.clone_from(&report.original_error);
+                report.dead_letter = Some(reason);
+            }
+            // The worker tries again instead of reporting.
+            Ended::Retry { .. } => report.error.clone_from(&report.original_error),
+        }
+        report
+    }
+}
