@@ -15,7 +15,7 @@ use crate::settings::Settings;
 use crate::task::{Middleware, TaskExecutor, TaskLimits, TaskRegistry, TaskRegistryError};
 use crate::trigger::Dispatcher;
 
-type LinkedIn = Box<dyn FnOnce(&Loader<'_>) -> Result<Plugin, LoadErrorKind> + Send>;
+type LinkedIn = Box<dyn FnOnce(&Loader<'_>, &[Arc<Plugin>]) -> Result<Plugin, LoadErrorKind> + Send>;
 
 /// An application before its start: register tasks, link plugins in, then [`App::start`].
 ///
@@ -130,11 +130,10 @@ impl App {
 
     /// Links a plugin in, asked for `triggers`. Its settings are `[plugins.NAME]` as for any other; no library is loaded.
     pub fn add_plugin<P: Export>(&mut self, triggers: Triggers) -> &mut Self {
-        self.linked_in.push(Box::new(move |loader| {
-            let name = loader.name_of::<P>()?;
-            let settings = loader.settings.get(&name).cloned().unwrap_or_default();
+        self.linked_in.push(Box::new(move |loader, others| {
+            let settings = loader.settings_of::<P>()?;
             let triggers = if settings.triggers == Triggers::Handled { triggers } else { settings.triggers.clone() };
-            loader.linked_in::<P>(PluginSettings { triggers, ..settings })
+            loader.linked_in::<P>(PluginSettings { triggers, ..settings }, others)
         }));
         self
     }
@@ -162,7 +161,8 @@ impl App {
         let loader = Loader { settings: &settings.plugins, state_dir: &settings.state_dir };
         let mut loaded = Loaded::default();
         for link in linked_in {
-            loaded.plugins.push(Arc::new(link(&loader).map_err(StartError::LinkedIn)?));
+            let plugin = link(&loader, &loaded.plugins).map_err(StartError::LinkedIn)?;
+            loaded.plugins.push(Arc::new(plugin));
         }
         if let Some(directory) = &settings.plugin_dir {
             loader.load_directory(directory, &mut loaded)?;

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use serde_json::value::{RawValue, to_raw_value};
+use serde_json::value::RawValue;
 
 use crate::error::{Error, ErrorBody};
+use crate::strict::to_raw_value;
 
 /// What a handler answers to an event.
 ///
@@ -144,29 +145,31 @@ macro_rules! values_are_answers {
     };
 }
 
-values_are_answers!(bool, i8, i16, i32, i64, isize, u8, u16, u32, u64, usize, String, &str, serde_json::Value, Box<RawValue>);
+values_are_answers!(
+    bool,
+    i8,
+    i16,
+    i32,
+    i64,
+    isize,
+    u8,
+    u16,
+    u32,
+    u64,
+    usize,
+    f32,
+    f64,
+    String,
+    &str,
+    serde_json::Value,
+    Box<RawValue>
+);
 
 impl<T: Serialize> IntoAnswer for Vec<T> {
     fn into_answer(self) -> Answer {
         Answer::result(self)
     }
 }
-
-macro_rules! floats_are_answers {
-    ($($ty:ty),+) => {
-        $(impl IntoAnswer for $ty {
-            fn into_answer(self) -> Answer {
-                if self.is_finite() {
-                    Answer::result(self)
-                } else {
-                    Answer::Failed(Error::msg(format_args!("the answer {self} has no JSON form: answer null or a text instead")))
-                }
-            }
-        })+
-    };
-}
-
-floats_are_answers!(f32, f64);
 
 #[cfg(test)]
 mod tests {

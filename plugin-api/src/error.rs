@@ -4,7 +4,9 @@ use std::error::Error as StdError;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use serde_json::value::{RawValue, to_raw_value};
+use serde_json::value::RawValue;
+
+use crate::strict::to_raw_value;
 
 /// `type` of a plugin error, as QTasks names the exception.
 pub const PLUGIN_ERROR: &str = "TaskPluginTriggerError";

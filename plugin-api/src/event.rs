@@ -1,6 +1,7 @@
 //! What a handler is given: the event, typed or as raw JSON.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -157,6 +158,16 @@ pub struct RaisedError<'a> {
     /// Named payload, a JSON object.
     #[serde(borrow)]
     pub kwargs: Json<'a>,
+}
+
+impl fmt::Display for RaisedError<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&*self.message, self.kwargs.text()) {
+            ("", "{}") => f.write_str(&self.kind),
+            ("", payload) => write!(f, "{}: {payload}", self.kind),
+            (message, _) => write!(f, "{}: {message}", self.kind),
+        }
+    }
 }
 
 impl<'a> FromCall<'a> for TriggerError<'a> {

@@ -184,9 +184,8 @@ macro_rules! define_plugin {
         $(name: $name:expr,)?
         $(version: $version:expr,)?
         $(priority: $priority:expr,)?
-        handlers: { $($trigger:ident => $($handler:ident)+),* $(,)? }
-        $(, tasks: { $($task:ident => $($body:ident)+),* $(,)? })?
-        $(,)?
+        $(handlers: { $($trigger:ident => $($handler:ident)+),* $(,)? } $(,)?)?
+        $(tasks: { $($task:ident => $($body:ident)+),* $(,)? } $(,)?)?
     ) => {
         impl $crate::__private::Export for $plugin {
             const MANIFEST: &'static str = {
@@ -197,9 +196,9 @@ macro_rules! define_plugin {
                     authors: ::core::env!("CARGO_PKG_AUTHORS"),
                     unwinds: ::core::cfg!(panic = "unwind"),
                     priority: $crate::__first!($($priority,)? 0,),
-                    handlers: &[$(
+                    handlers: &[$($(
                         ($crate::__private::known_trigger(::core::stringify!($trigger)), $crate::__mode!($($handler)+)),
-                    )*],
+                    )*)?],
                     tasks: &[$($(
                         (::core::stringify!($task), $crate::__mode!($($body)+)),
                     )*)?],
@@ -211,7 +210,7 @@ macro_rules! define_plugin {
             };
 
             const ENTRIES: &'static [$crate::__private::Entry<Self>] = &[
-                $($crate::__handler!($($handler)+),)*
+                $($($crate::__handler!($($handler)+),)*)?
                 $($($crate::__task!($($body)+),)*)?
             ];
         }

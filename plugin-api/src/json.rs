@@ -1,5 +1,7 @@
 //! JSON that only passes through: kept as text, so that nothing is lost on the way.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fmt;
 
 use serde::de::DeserializeOwned;
@@ -20,6 +22,13 @@ impl<'a> Json<'a> {
         self.0.get()
     }
 
+    /// The JSON text on one line: line ends between members become blanks. Inside of strings JSON has none.
+    #[must_use]
+    pub fn one_line(self) -> Cow<'a, str> {
+        let text = self.text();
+        if text.contains(['\n', '\r']) { text.replace(['\n', '\r'], " ").into() } else { text.into() }
+    }
+
     /// Reads the whole value as a `T`.
     ///
     /// # Errors
@@ -32,7 +41,7 @@ impl<'a> Json<'a> {
     /// Reads the member `key` of an object as a `T`; `None` when there is no such member, or it is of another shape.
     #[must_use]
     pub fn get<T: DeserializeOwned>(self, key: &str) -> Option<T> {
-        let members: std::collections::HashMap<std::borrow::Cow<'a, str>, &'a RawValue> = self.to().ok()?;
+        let members: HashMap<Cow<'a, str>, &'a RawValue> = self.to().ok()?;
         serde_json::from_str(members.get(key)?.get()).ok()
     }
 }

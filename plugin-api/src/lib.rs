@@ -52,6 +52,7 @@ mod export;
 mod guard;
 mod host;
 mod json;
+mod strict;
 mod task;
 mod trigger;
 
@@ -73,6 +74,7 @@ pub use export::{Export, Plugin};
 pub use guard::guard;
 pub use host::{CancelFlag, Host, HostServices, Init, Level, LogLine};
 pub use json::Json;
+pub use strict::to_raw_value;
 pub use task::{TaskContext, TaskInput, TaskRun, read_argument, write_result};
 pub use trigger::Trigger;
 

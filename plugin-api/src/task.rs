@@ -2,11 +2,12 @@
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::value::{RawValue, to_raw_value};
+use serde_json::value::RawValue;
 
 use crate::error::{Error, TaskCancelError, TaskError, TaskPluginTriggerError};
 use crate::event::Call;
 use crate::host::{CancelFlag, Host, Level};
+use crate::strict::to_raw_value;
 
 /// One run of a task, as it crosses the boundary:
 ///
@@ -140,7 +141,11 @@ pub fn read_argument<T: DeserializeOwned>(part: &str, json: &str) -> Result<T, T
             "[]" | "{}" => serde_json::from_str("null").map_err(|_| error),
             _ => Err(error),
         })
-        .map_err(|error| TaskError::other("ArgumentError", format!("{part} {}: {error}", excerpt(json))))
+        .map_err(|error: serde_json::Error| {
+            let reason = error.to_string();
+            let reason = if reason.contains("expected unit") { "this task takes none" } else { &reason };
+            TaskError::other("ArgumentError", format!("{part} {}: {reason}", excerpt(json)))
+        })
 }
 
 fn excerpt(json: &str) -> std::borrow::Cow<'_, str> {
@@ -190,5 +195,7 @@ mod tests {
         assert_eq!((a, named.b), (1, 2));
         let error = read_argument::<(i32,)>("args", r#"["x"]"#).expect_err("not a number");
         assert!(error.to_string().contains(r#"args ["x"]"#), "{error}");
+        let error = read_argument::<()>("kwargs", r#"{"a": 1}"#).expect_err("one too many");
+        assert_eq!(error.to_string(), r#"ArgumentError: kwargs {"a": 1}: this task takes none"#);
     }
 }

@@ -122,6 +122,8 @@ async fn print(mut reports: mpsc::Receiver<TaskReport>, bar: &ProgressBar) -> an
             summary.add(&report);
             bar.inc(1);
             let mut line = serde_json::to_vec(&report).context("a result has no JSON form")?;
+            // JSON that passes through keeps its own line ends, which stand only between members: one result is one line.
+            line.iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')).for_each(|byte| *byte = b' ');
             line.push(b'\n');
             match output.write_all(&line) {
                 Ok(()) => {}

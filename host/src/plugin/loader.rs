@@ -47,6 +47,14 @@ pub enum LoadErrorKind {
         /// The file that has it.
         first: PathBuf,
     },
+    /// A task of this name is there already.
+    #[error("it provides the task {task}, as does the plugin {first}; disable one of them with [plugins.NAME] enabled = false")]
+    TaskTaken {
+        /// The task.
+        task: String,
+        /// The plugin that provides it already.
+        first: String,
+    },
     /// The library cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -95,6 +103,7 @@ impl LoadErrorKind {
             Self::Manifest(ManifestError::Abi { .. }) => "abi",
             Self::Manifest(_) => "manifest",
             Self::NameTaken { .. } => "name-taken",
+            Self::TaskTaken { .. } => "task-taken",
             Self::Open(_) => "open",
             Self::ManifestDiffers { .. } => "manifest-differs",
             Self::Config { .. } => "config",
@@ -286,13 +295,8 @@ impl Loader<'_> {
         if !settings.enabled {
             return Ok(None);
         }
-        if let Some(first) = others.iter().find(|other| other.name() == manifest.name) {
-            let first = match first.origin() {
-                Origin::Library(path) => path.clone(),
-                Origin::LinkedIn => PathBuf::from("a plugin linked into the application"),
-            };
-            return Err(LoadErrorKind::NameTaken { name: manifest.name, first });
-        }
+        check_name(&manifest, others)?;
+        check_tasks(&manifest, others)?;
         #[expect(unsafe_code, reason = "the operator put this file into the plugin directory, and its manifest was read")]
         // SAFETY: as said: the operator vouches for the file, which is what `open` asks for.
         let module = unsafe { library::open(&candidate.path) }.map_err(log_layout_dump)?;
@@ -306,22 +310,25 @@ impl Loader<'_> {
         Ok(Some(Plugin::new(manifest, Origin::Library(candidate.path.clone()), settings, instance)))
     }
 
-    /// The name of a plugin that is linked into the application.
+    /// The operator's settings for a plugin that is linked into the application.
     ///
     /// # Errors
     ///
     /// [`LoadErrorKind::Manifest`] when its manifest is not one.
-    pub fn name_of<P: Export>(&self) -> Result<String, LoadErrorKind> {
-        linked_in_manifest::<P>().map(|manifest| manifest.name)
+    pub fn settings_of<P: Export>(&self) -> Result<PluginSettings, LoadErrorKind> {
+        let manifest = linked_in_manifest::<P>()?;
+        Ok(self.settings.get(&manifest.name).cloned().unwrap_or_default())
     }
 
-    /// Creates and starts a plugin that is linked into the application.
+    /// Creates and starts a plugin that is linked into the application, beside `others`.
     ///
     /// # Errors
     ///
-    /// [`LoadErrorKind`] when it refuses its configuration, refuses to start, or panics.
-    pub fn linked_in<P: Export>(&self, settings: PluginSettings) -> Result<Plugin, LoadErrorKind> {
+    /// [`LoadErrorKind`] when its name or a task of it is taken, when it refuses its configuration or its start, or panics.
+    pub fn linked_in<P: Export>(&self, settings: PluginSettings, others: &[Arc<Plugin>]) -> Result<Plugin, LoadErrorKind> {
         let manifest = linked_in_manifest::<P>()?;
+        check_name(&manifest, others)?;
+        check_tasks(&manifest, others)?;
         let instance = self.create(Module::linked_in::<P>(), &manifest, &settings)?;
         Ok(Plugin::new(manifest, Origin::LinkedIn, settings, instance))
     }
@@ -343,6 +350,27 @@ impl Loader<'_> {
         instance.start().map_err(|source| LoadErrorKind::Start { plugin: manifest.name.clone(), source })?;
         Ok(instance)
     }
+}
+
+/// A name has one plugin.
+fn check_name(manifest: &Manifest, others: &[Arc<Plugin>]) -> Result<(), LoadErrorKind> {
+    let Some(first) = others.iter().find(|other| other.name() == manifest.name) else { return Ok(()) };
+    let first = match first.origin() {
+        Origin::Library(path) => path.clone(),
+        Origin::LinkedIn => PathBuf::from("a plugin that is linked in"),
+    };
+    Err(LoadErrorKind::NameTaken { name: manifest.name.clone(), first })
+}
+
+/// A task has one provider.
+fn check_tasks(manifest: &Manifest, others: &[Arc<Plugin>]) -> Result<(), LoadErrorKind> {
+    for task in &manifest.tasks {
+        let provides = |other: &&Arc<Plugin>| other.manifest().tasks.iter().any(|known| known.name == task.name);
+        if let Some(first) = others.iter().find(provides) {
+            return Err(LoadErrorKind::TaskTaken { task: task.name.clone(), first: first.name().to_owned() });
+        }
+    }
+    Ok(())
 }
 
 fn read_manifest(candidate: &Candidate) -> Result<ManifestText, LoadErrorKind> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use qtasks_plugin_api::Trigger;
 use qtasks_plugin_api::manifest::{GLOBAL, Mode};
 
-use super::instance::{Origin, Plugin};
+use super::instance::Plugin;
 use super::settings::{AnswerMode, Triggers};
 use crate::nearest::nearest;
 
@@ -50,16 +50,6 @@ pub enum RegistryError {
         /// The nearest, as words.
         hint: String,
     },
-    /// Two plugins provide a task of one name.
-    #[error("task {task} is provided by {first} and by {second}; disable one of them with [plugins.NAME] enabled = false")]
-    TaskTwice {
-        /// The task.
-        task: String,
-        /// Who provides it first.
-        first: String,
-        /// Who also does.
-        second: String,
-    },
 }
 
 /// The plugins in use.
@@ -81,17 +71,17 @@ impl Default for Registry {
 type Place = (bool, std::cmp::Reverse<i64>, Arc<str>, u32);
 
 impl Registry {
-    /// Puts plugins together. Their names are distinct; the loader has seen to that.
+    /// Puts plugins together. Their names are distinct, and each task has one provider; the loader has seen to that.
     ///
     /// # Errors
     ///
-    /// [`RegistryError`] when a plugin is to be asked for what it does not handle, or a task name is taken twice.
+    /// [`RegistryError`] when a plugin is to be asked for what it does not handle.
     pub fn new(plugins: Vec<Arc<Plugin>>) -> Result<Self, RegistryError> {
         let mut places: Vec<Vec<(Place, Subscription)>> = vec![Vec::new(); Trigger::COUNT];
         let mut tasks = BTreeMap::new();
         for plugin in &plugins {
             subscribe(plugin, &mut places)?;
-            provide(plugin, &mut tasks)?;
+            provide(plugin, &mut tasks);
         }
         let subscriptions = places
             .into_iter()
@@ -158,25 +148,9 @@ fn handles(plugin: &Plugin, trigger: Trigger) -> bool {
     plugin.manifest().handlers.iter().any(|handler| handler.trigger == trigger.name() || handler.trigger == GLOBAL)
 }
 
-fn provide(plugin: &Arc<Plugin>, tasks: &mut BTreeMap<String, ProvidedTask>) -> Result<(), RegistryError> {
+fn provide(plugin: &Arc<Plugin>, tasks: &mut BTreeMap<String, ProvidedTask>) {
     let first_task = plugin.manifest().handlers.len();
-    for (position, task) in plugin.manifest().tasks.iter().enumerate() {
-        let entry = u32::try_from(first_task + position).unwrap_or(u32::MAX);
-        let provided = ProvidedTask { plugin: Arc::clone(plugin), entry, mode: task.mode };
-        if let Some(earlier) = tasks.insert(task.name.clone(), provided) {
-            return Err(RegistryError::TaskTwice {
-                task: task.name.clone(),
-                first: describe(&earlier.plugin),
-                second: describe(plugin),
-            });
-        }
-    }
-    Ok(())
-}
-
-fn describe(plugin: &Plugin) -> String {
-    match plugin.origin() {
-        Origin::Library(path) => format!("plugin {} ({})", plugin.name(), path.display()),
-        Origin::LinkedIn => format!("plugin {} (linked in)", plugin.name()),
+    for (entry, task) in (0u32..).skip(first_task).zip(&plugin.manifest().tasks) {
+        tasks.insert(task.name.clone(), ProvidedTask { plugin: Arc::clone(plugin), entry, mode: task.mode });
     }
 }

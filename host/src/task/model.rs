@@ -93,8 +93,8 @@ impl Task {
         let text = |part, value: serde_json::Result<Box<RawValue>>| {
             value.map_err(|error| TaskModelError::Arguments { part, found: error.to_string(), expected: "a JSON value" })
         };
-        self.args = arguments("args", '[', "a JSON list", text("args", serde_json::value::to_raw_value(&args))?)?;
-        self.kwargs = arguments("kwargs", '{', "a JSON object", text("kwargs", serde_json::value::to_raw_value(&kwargs))?)?;
+        self.args = arguments("args", '[', "a JSON list", text("args", qtasks_plugin_api::to_raw_value(&args))?)?;
+        self.kwargs = arguments("kwargs", '{', "a JSON object", text("kwargs", qtasks_plugin_api::to_raw_value(&kwargs))?)?;
         Ok(self)
     }
 

@@ -267,9 +267,12 @@ extern "C" fn destroy<P: Export>(pointer: *const ()) {
     let destroyed = guard(|| {
         // SAFETY: the host calls this once, last, with what `create::<P>` gave it.
         let instance = unsafe { Box::from_raw(pointer.cast_mut().cast::<Instance<P>>()) };
-        drop(instance);
+        let host = instance.host.clone();
+        if let Err(panic) = guard(|| drop(instance)) {
+            host.log(Level::Error, format_args!("the plugin's Drop panicked: {panic}"));
+        }
     });
-    // A plugin whose Drop panics has nobody left to tell; the guard keeps the host alive.
+    // The host's log is all there is to tell; a panic in telling it ends here.
     drop(destroyed);
 }
 

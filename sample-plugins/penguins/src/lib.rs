@@ -38,7 +38,6 @@ impl Penguins {
 
 export_plugin! {
     plugin: Penguins,
-    handlers: {},
     tasks: { penguin_ratios => inline penguin_ratios, species_statistics => inline species_statistics },
 }
 
