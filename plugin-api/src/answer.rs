@@ -91,7 +91,7 @@ impl Answer {
 
     /// Lets the error go on as another one.
     #[must_use]
-    pub fn replace_error(kind: impl Into<String>, message: impl Into<String>) -> Self {
+    pub fn replace_error(kind: impl Into<std::borrow::Cow<'static, str>>, message: impl Into<String>) -> Self {
         Self::Directive(Directive::ReplaceError { error: ErrorBody::new(kind, message) })
     }
 

@@ -1,7 +1,9 @@
 //! Errors: a plugin's own, and the error of a task, which is what the plugins are asked about.
 
+use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
+use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -27,7 +29,7 @@ type BoxError = Box<dyn StdError + Send + Sync + 'static>;
 pub struct ErrorBody {
     /// The error's type: a Rust type name without its path, or a QTasks exception name.
     #[serde(rename = "type")]
-    pub kind: String,
+    pub kind: Cow<'static, str>,
     /// What happened, for a person.
     pub message: String,
     /// Positional payload, a JSON list.
@@ -45,11 +47,13 @@ pub struct ErrorBody {
 }
 
 fn empty_list() -> Box<RawValue> {
-    to_raw(&[(); 0], "[]")
+    static EMPTY: LazyLock<Box<RawValue>> = LazyLock::new(|| to_raw(&[(); 0], "[]"));
+    EMPTY.clone()
 }
 
 fn empty_object() -> Box<RawValue> {
-    to_raw(&serde_json::Map::new(), "{}")
+    static EMPTY: LazyLock<Box<RawValue>> = LazyLock::new(|| to_raw(&serde_json::Map::new(), "{}"));
+    EMPTY.clone()
 }
 
 /// `value` as JSON text; `fallback` where it has no JSON form.
@@ -60,7 +64,7 @@ fn to_raw<T: Serialize + ?Sized>(value: &T, fallback: &str) -> Box<RawValue> {
 impl ErrorBody {
     /// An error without payload.
     #[must_use]
-    pub fn new(kind: impl Into<String>, message: impl Into<String>) -> Self {
+    pub fn new(kind: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
         Self {
             kind: kind.into(),
             message: message.into(),
@@ -113,7 +117,7 @@ impl Error {
         self.0
     }
 
-    fn from_boxed(type_name: &str, error: &BoxError) -> Self {
+    fn from_boxed(type_name: &'static str, error: &BoxError) -> Self {
         let mut body = ErrorBody::new(short_type_name(type_name), error.to_string());
         let mut source = error.source();
         while let Some(cause) = source {
@@ -137,7 +141,7 @@ impl fmt::Display for Error {
 }
 
 /// `core::num::error::ParseIntError` → `ParseIntError`; texts and boxed errors have no type worth naming.
-fn short_type_name(full: &str) -> &str {
+fn short_type_name(full: &'static str) -> &'static str {
     let plain = full.split('<').next().unwrap_or(full);
     match plain.rsplit("::").next().unwrap_or(plain) {
         "String" | "&str" | "Box" => "Error",
@@ -166,20 +170,23 @@ impl TaskPluginTriggerError {
     /// `kwargs` must become a JSON object; anything else is kept under the key `value`.
     #[must_use]
     pub fn with_kwargs(kwargs: impl Serialize) -> Self {
-        let mut body = Box::new(ErrorBody::new(PLUGIN_ERROR, ""));
+        let mut body = ErrorBody::new(PLUGIN_ERROR, "");
         match to_raw_value(&kwargs) {
             Ok(raw) if raw.get().starts_with('{') => body.kwargs = raw,
             Ok(raw) => body.kwargs = to_raw(&serde_json::json!({ "value": raw }), "{}"),
-            Err(error) => {
-                body.message = format!("the payload of the plugin error has no JSON form: {error}");
-                return Self(body);
-            }
+            Err(error) => body.message = format!("the payload of the plugin error has no JSON form: {error}"),
         }
-        if let Some(message) = crate::Json::from(&*body.kwargs).get::<String>("message") {
+        if let Ok(Message { message: Some(message) }) = serde_json::from_str(body.kwargs.get()) {
             body.message = message;
         }
-        Self(body)
+        Self(Box::new(body))
     }
+}
+
+/// The member of a payload that is also the error's message.
+#[derive(Deserialize)]
+struct Message {
+    message: Option<String>,
 }
 
 impl fmt::Display for TaskPluginTriggerError {
@@ -227,7 +234,7 @@ pub enum TaskError {
 impl TaskError {
     /// An error of type `kind` with a message.
     #[must_use]
-    pub fn other(kind: impl Into<String>, message: impl Into<String>) -> Self {
+    pub fn other(kind: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
         Self::Other(Box::new(ErrorBody::new(kind, message)))
     }
 
@@ -244,7 +251,7 @@ impl TaskError {
     #[must_use]
     pub fn from_body(body: impl Into<Box<ErrorBody>>) -> Self {
         let body = body.into();
-        match body.kind.as_str() {
+        match &*body.kind {
             PLUGIN_ERROR => Self::Plugin(body),
             CANCEL_ERROR => Self::Cancel { reason: body.message },
             _ => Self::Other(body),
@@ -284,7 +291,7 @@ mod tests {
         assert_eq!((direct.args.get(), direct.kwargs.get()), (r#"["Direct error"]"#, "{}"));
         let named = TaskPluginTriggerError::with_kwargs(serde_json::json!({"message": "m", "code": 7}));
         let named = TaskError::from(named).into_body();
-        assert_eq!((named.kind.as_str(), named.args.get(), named.message.as_str()), (PLUGIN_ERROR, "[]", "m"));
+        assert_eq!((&*named.kind, named.args.get(), named.message.as_str()), (PLUGIN_ERROR, "[]", "m"));
         assert_eq!(crate::Json::from(&*named.kwargs).get::<u32>("code"), Some(7));
     }
 

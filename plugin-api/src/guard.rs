@@ -75,7 +75,7 @@ mod tests {
     #[test]
     fn every_payload_becomes_an_error_with_its_place() {
         let text = guard(|| panic!("{} apples", 3)).expect_err("a panic");
-        assert_eq!((text.kind.as_str(), text.message.as_str()), (PANIC_ERROR, "3 apples"));
+        assert_eq!((&*text.kind, text.message.as_str()), (PANIC_ERROR, "3 apples"));
         assert!(text.location.expect("a place").contains("guard.rs:"));
         let other = guard(|| std::panic::panic_any(7)).expect_err("a panic");
         assert_eq!(other.message, "panicked with a value that is not text");

@@ -143,7 +143,7 @@ impl<P: Export> TestHost<P> {
         });
         let entry = self.manifest.handlers.len() + position;
         match self.call(entry, tasks[position].mode, name, &input.to_string()) {
-            Ok(Received::Result(payload)) => Ok(serde_json::from_str(payload.as_str()).expect("checked on receipt")),
+            Ok(Received::Result(value)) => Ok(serde_json::from_str(value.get()).expect("checked on receipt")),
             Ok(Received::Failed(body)) => Err(TaskError::from_body(body)),
             other => panic!("task {name} of {} answered {other:?}", self.manifest.name),
         }
@@ -300,7 +300,7 @@ impl Outcome {
     #[must_use]
     pub fn result(&self) -> Option<Value> {
         match &self.0 {
-            Ok(Received::Result(payload)) => serde_json::from_str(payload.as_str()).ok(),
+            Ok(Received::Result(value)) => serde_json::from_str(value.get()).ok(),
             _ => None,
         }
     }

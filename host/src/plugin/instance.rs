@@ -42,7 +42,7 @@ pub enum Origin {
 /// A created plugin. Shared by everybody who may call it; stopped once, when the application shuts down.
 #[derive(Debug)]
 pub struct Plugin {
-    identity: PluginIdentity,
+    identity: Arc<PluginIdentity>,
     origin: Origin,
     manifest: Manifest,
     settings: PluginSettings,
@@ -55,12 +55,12 @@ static NEXT_CALL: AtomicU64 = AtomicU64::new(1);
 impl Plugin {
     pub(super) fn new(manifest: Manifest, origin: Origin, settings: PluginSettings, instance: Instance) -> Self {
         let identity = PluginIdentity { name: manifest.name.as_str().into(), version: manifest.version.as_str().into() };
-        Self { identity, origin, manifest, settings, instance }
+        Self { identity: Arc::new(identity), origin, manifest, settings, instance }
     }
 
     /// Name and version.
     #[must_use]
-    pub fn identity(&self) -> &PluginIdentity {
+    pub fn identity(&self) -> &Arc<PluginIdentity> {
         &self.identity
     }
 

@@ -290,24 +290,39 @@ impl Loader<'_> {
         declared: &mut Option<Manifest>,
     ) -> Result<Option<Plugin>, LoadErrorKind> {
         let in_file = read_manifest(candidate)?;
-        let manifest = declared.insert(in_file.manifest).clone();
-        let settings = self.settings.get(&manifest.name).cloned().unwrap_or_default();
+        *declared = Some(in_file.manifest.clone());
+        let settings = self.settings.get(&in_file.manifest.name).cloned().unwrap_or_default();
         if !settings.enabled {
             return Ok(None);
         }
+        self.bring_up(candidate, in_file, settings, others).map(Some)
+    }
+
+    /// The stages after the manifest was read: opens the library, compares, creates, starts.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadErrorKind`], the first thing that is wrong.
+    pub fn bring_up(
+        &self,
+        candidate: &Candidate,
+        in_file: ManifestText,
+        settings: PluginSettings,
+        others: &[Arc<Plugin>],
+    ) -> Result<Plugin, LoadErrorKind> {
+        let ManifestText { text: expected, manifest } = in_file;
         check_name(&manifest, others)?;
         check_tasks(&manifest, others)?;
         #[expect(unsafe_code, reason = "the operator put this file into the plugin directory, and its manifest was read")]
         // SAFETY: as said: the operator vouches for the file, which is what `open` asks for.
         let module = unsafe { library::open(&candidate.path) }.map_err(log_layout_dump)?;
-        let expected = in_file.text;
         let found = module.manifest().map_err(ManifestError::from)?;
         if found != expected {
             let excerpt = |text: &str| text.chars().take(120).collect::<String>();
             return Err(LoadErrorKind::ManifestDiffers { found: excerpt(found), expected: excerpt(&expected) });
         }
         let instance = self.create(module, &manifest, &settings)?;
-        Ok(Some(Plugin::new(manifest, Origin::Library(candidate.path.clone()), settings, instance)))
+        Ok(Plugin::new(manifest, Origin::Library(candidate.path.clone()), settings, instance))
     }
 
     /// The operator's settings for a plugin that is linked into the application.

@@ -3,7 +3,6 @@
 //! middlewares before → args replace → before execute → run → (on a plugin error: the error trigger) → after execute → result
 //! replace → middlewares after → decode → close. Only the run itself is intercepted: an error of a middleware is the task's error.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -195,7 +194,7 @@ impl TaskExecutor {
     async fn steps(&self, run: &mut Run<'_>, task: &mut Task) -> Result<Ended, TaskError> {
         self.middlewares_before(run.info, task).await?;
         self.replace_arguments(run.info, task).await?;
-        self.fire(Trigger::TaskExecutorBeforeExecute, &only_executor(run.info)).await;
+        self.fire(Trigger::TaskExecutorBeforeExecute, &ExecutorKwargs { task_executor: run.info }).await;
         let mut result = match run.function.run(task, run.info.attempts, run.limits.max_time).await {
             Ok(result) => self.replace_result(Trigger::TaskExecutorRunTask, run.info, result).await,
             Err(error) => match self.ask_plugins(run, task, error).await? {
@@ -203,7 +202,7 @@ impl TaskExecutor {
                 Resolved::Ended(ended) => return Ok(ended),
             },
         };
-        self.fire(Trigger::TaskExecutorAfterExecute, &only_executor(run.info)).await;
+        self.fire(Trigger::TaskExecutorAfterExecute, &ExecutorKwargs { task_executor: run.info }).await;
         result = self.replace_result(Trigger::TaskExecutorAfterExecuteResultReplace, run.info, result).await;
         self.middlewares_after(run.info, task, &mut result).await?;
         let returning = self.replace_result(Trigger::TaskExecutorDecode, run.info, result).await;
@@ -328,8 +327,10 @@ enum Resolved {
     Ended(Ended),
 }
 
-fn only_executor(info: ExecutorInfo) -> BTreeMap<&'static str, ExecutorInfo> {
-    BTreeMap::from([("task_executor", info)])
+/// kwargs of the triggers that carry the executor alone.
+#[derive(Serialize)]
+struct ExecutorKwargs {
+    task_executor: ExecutorInfo,
 }
 
 impl Run<'_> {

@@ -167,9 +167,7 @@ async fn run_in_plugin(provided: &ProvidedTask, task: &Task, context: &TaskConte
     let input = serde_json::to_string(&input).map_err(|error| TaskError::other("ArgumentError", error.to_string()))?;
     let name = Arc::clone(&task.name);
     match provided.plugin.call(provided.entry, provided.mode, name, &Arc::new(input), None).await {
-        Outcome::Result(payload) => {
-            RawValue::from_string(payload.as_str().to_owned()).map_err(|error| TaskError::other("ResultError", error.to_string()))
-        }
+        Outcome::Result(value) => Ok(value),
         Outcome::Failed(error) => Err(TaskError::from_body(error)),
         other => {
             let plugin = provided.plugin.name();

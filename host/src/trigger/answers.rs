@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use qtasks_plugin_api::{Directive, ErrorBody, Trigger};
 use serde::Serialize;
@@ -29,7 +30,7 @@ pub enum Answered {
 pub struct Resolution {
     /// The plugin.
     #[serde(flatten)]
-    pub by: PluginIdentity,
+    pub by: Arc<PluginIdentity>,
     /// What it answered.
     pub outcome: super::OutcomeKind,
 }
@@ -46,8 +47,8 @@ impl Gathered {
     /// Takes a value that a plugin answered to `trigger`.
     ///
     /// An object answered to a trigger with several returnable keys replaces the keys it names, and no others.
-    pub(super) fn take_value(&mut self, trigger: Trigger, mode: AnswerMode, text: &str) -> Result<(), Box<ErrorBody>> {
-        let replaced = replaced_keys(trigger, text)?;
+    pub(super) fn take_value(&mut self, trigger: Trigger, mode: AnswerMode, answer: Box<RawValue>) -> Result<(), Box<ErrorBody>> {
+        let replaced = replaced_keys(trigger, answer)?;
         if mode == AnswerMode::All && replaced.len() == 1 {
             let (key, value) = replaced.into_iter().next().unwrap_or(("", RawValue::NULL.to_owned()));
             self.all.push(value);
@@ -108,14 +109,15 @@ fn list_of(values: &[Box<RawValue>]) -> Result<Box<RawValue>, Box<ErrorBody>> {
 }
 
 /// The returnable kwargs that an answer names.
-fn replaced_keys(trigger: Trigger, text: &str) -> Result<Vec<(&'static str, Box<RawValue>)>, Box<ErrorBody>> {
+fn replaced_keys(trigger: Trigger, answer: Box<RawValue>) -> Result<Vec<(&'static str, Box<RawValue>)>, Box<ErrorBody>> {
     let keys = trigger.returnable_keys();
-    let raw = |text: &str| RawValue::from_string(text.to_owned()).map_err(|error| answer_error(error.to_string()));
+    let text = answer.get();
     let members: Option<BTreeMap<Cow<'_, str>, &RawValue>> =
-        if text.trim_start().starts_with('{') { serde_json::from_str(text).ok() } else { None };
+        if text.starts_with('{') { serde_json::from_str(text).ok() } else { None };
     if let [only] = keys {
         let named = members.as_ref().filter(|members| members.len() == 1).and_then(|members| members.get(*only));
-        return Ok(vec![(only, raw(named.map_or(text, |value| value.get()))?)]);
+        let value = named.map(|value| (*value).to_owned());
+        return Ok(vec![(only, value.unwrap_or(answer))]);
     }
     let Some(members) = members else {
         return Err(answer_error(format!(
@@ -130,7 +132,7 @@ fn replaced_keys(trigger: Trigger, text: &str) -> Result<Vec<(&'static str, Box<
             let hint = nearest(&name, keys.iter().copied());
             return Err(answer_error(format!("answered `{name}` to {trigger}, which takes: {}{hint}", keys.join(", "))));
         };
-        replaced.push((*key, raw(value.get())?));
+        replaced.push((*key, value.to_owned()));
     }
     Ok(replaced)
 }
@@ -184,10 +186,14 @@ impl Serialize for Replaced<'_> {
 mod tests {
     use super::*;
 
+    fn raw(text: &str) -> Box<RawValue> {
+        RawValue::from_string(text.to_owned()).expect("JSON")
+    }
+
     fn values(trigger: Trigger, mode: AnswerMode, answers: &[&str]) -> Vec<(&'static str, String)> {
         let mut gathered = Gathered::default();
         for answer in answers {
-            gathered.take_value(trigger, mode, answer).expect("a fitting answer");
+            gathered.take_value(trigger, mode, raw(answer)).expect("a fitting answer");
         }
         match gathered.into_answered() {
             Some(Answered::Values(values)) => values.into_iter().map(|(key, value)| (key, value.get().to_owned())).collect(),
@@ -212,10 +218,10 @@ mod tests {
         let answered = values(trigger, AnswerMode::ReturnLast, &[r#"{"priority": 5}"#, r#"{"task_name": "b", "priority": 7}"#]);
         assert_eq!(answered, [("priority", "7".to_owned()), ("task_name", r#""b""#.to_owned())]);
         let mut gathered = Gathered::default();
-        let wrong = gathered.take_value(trigger, AnswerMode::ReturnLast, r#"{"priorty": 5}"#).expect_err("no such key");
+        let wrong = gathered.take_value(trigger, AnswerMode::ReturnLast, raw(r#"{"priorty": 5}"#)).expect_err("no such key");
         assert!(wrong.message.contains("did you mean `priority`?"), "{wrong}");
-        assert!(gathered.take_value(trigger, AnswerMode::ReturnLast, "[1]").is_err());
-        gathered.take_value(trigger, AnswerMode::ReturnLast, r#"{"priority": 5}"#).expect("fits");
+        assert!(gathered.take_value(trigger, AnswerMode::ReturnLast, raw("[1]")).is_err());
+        gathered.take_value(trigger, AnswerMode::ReturnLast, raw(r#"{"priority": 5}"#)).expect("fits");
         let next = gathered.kwargs_for_next(r#"{"task_name": "a", "priority": 0, "args": [123456789012345678901234567890]}"#);
         assert_eq!(next.expect("JSON"), r#"{"task_name":"a","args":[123456789012345678901234567890],"priority":5}"#);
     }

@@ -1,5 +1,6 @@
 //! What is kept of each handler's call.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use qtasks_plugin_api::{ErrorBody, Trigger};
@@ -36,7 +37,7 @@ pub struct Decision {
     pub trigger: Trigger,
     /// The plugin.
     #[serde(flatten)]
-    pub by: PluginIdentity,
+    pub by: Arc<PluginIdentity>,
     /// What it answered.
     pub outcome: OutcomeKind,
     /// How long the call took, in seconds on the wire.

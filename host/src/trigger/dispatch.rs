@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -43,6 +43,8 @@ impl Dispatched {
 #[derive(Debug)]
 pub struct Dispatcher {
     registry: ArcSwap<Registry>,
+    /// By [`Trigger::index`], whether anybody asked: an event that nobody wants costs one load of it.
+    subscribed: Vec<AtomicBool>,
     /// Indexed by [`Trigger::index`].
     answers: Vec<AnswerMode>,
     next_event: AtomicU64,
@@ -54,6 +56,7 @@ impl Dispatcher {
     pub fn new(registry: Registry, settings: &BTreeMap<Trigger, TriggerSettings>) -> Self {
         let mode = |trigger| settings.get(trigger).copied().unwrap_or_default().answers;
         Self {
+            subscribed: Trigger::ALL.iter().map(|trigger| (!registry.subscriptions(*trigger).is_empty()).into()).collect(),
             registry: ArcSwap::from_pointee(registry),
             answers: Trigger::ALL.iter().map(mode).collect(),
             next_event: AtomicU64::new(1),
@@ -69,7 +72,7 @@ impl Dispatcher {
     /// Whether anybody asked for `trigger`.
     #[must_use]
     pub fn has_subscribers(&self, trigger: Trigger) -> bool {
-        !self.registry.load().subscriptions(trigger).is_empty()
+        self.subscribed[trigger.index()].load(Ordering::Relaxed)
     }
 
     /// Fires `trigger` with `kwargs`, which must become a JSON object. With no subscriber nothing is serialised.
@@ -86,7 +89,7 @@ impl Dispatcher {
     async fn fire_subscribed(&self, trigger: Trigger, kwargs: &(impl Serialize + Sync)) -> Dispatched {
         let registry = self.registry.load_full();
         let event = self.next_event.fetch_add(1, Ordering::Relaxed);
-        let mut kwargs = match serde_json::to_string(kwargs) {
+        let mut kwargs = match to_json(kwargs) {
             Ok(text) => Arc::new(text),
             Err(error) => {
                 tracing::error!(%trigger, "the event's kwargs have no JSON form, no plugin was asked: {error}");
@@ -113,7 +116,7 @@ impl Dispatcher {
                 Ok(kind) => (kind, None),
                 Err(failure) => (OutcomeKind::Failed, Some(failure)),
             };
-            let by = subscription.plugin.identity().clone();
+            let by = Arc::clone(subscription.plugin.identity());
             if let Some(failure) = &failure {
                 tracing::warn!(plugin = %by.name, %trigger, event, "the plugin failed, the next one is asked: {failure}");
             }
@@ -121,7 +124,7 @@ impl Dispatcher {
             dispatched.decisions.push(Decision {
                 event,
                 trigger,
-                by: by.clone(),
+                by: Arc::clone(&by),
                 outcome: kind,
                 duration: begun.elapsed(),
                 failure,
@@ -140,8 +143,21 @@ impl Dispatcher {
 
     /// Puts another registry in place. Events under way end with the plugins they began with.
     pub fn replace(&self, registry: Registry) {
-        self.registry.store(Arc::new(registry));
+        let registry = Arc::new(registry);
+        self.registry.store(Arc::clone(&registry));
+        for trigger in Trigger::ALL {
+            let subscribed = !registry.subscriptions(*trigger).is_empty();
+            self.subscribed[trigger.index()].store(subscribed, Ordering::Relaxed);
+        }
     }
+}
+
+/// The kwargs as JSON text, in one allocation for an event of the usual size.
+fn to_json(kwargs: &impl Serialize) -> serde_json::Result<String> {
+    const USUAL_EVENT_BYTES: usize = 768;
+    let mut text = Vec::with_capacity(USUAL_EVENT_BYTES);
+    serde_json::to_writer(&mut text, kwargs)?;
+    String::from_utf8(text).map_err(serde::ser::Error::custom)
 }
 
 async fn call(subscription: &Subscription, trigger: Trigger, kwargs: &Arc<String>) -> Outcome {
@@ -159,8 +175,8 @@ fn take(gathered: &mut Gathered, trigger: Trigger, mode: AnswerMode, outcome: Ou
         Outcome::Pass => Ok(OutcomeKind::Pass),
         // The answers to a one-way trigger are ignored, as in QTasks.
         Outcome::Result(_) if trigger.returnable_keys().is_empty() => Ok(OutcomeKind::Pass),
-        Outcome::Result(payload) => {
-            gathered.take_value(trigger, mode, payload.as_str())?;
+        Outcome::Result(value) => {
+            gathered.take_value(trigger, mode, value)?;
             Ok(OutcomeKind::Result)
         }
         Outcome::Directive(directive) => {

@@ -10,7 +10,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use abi_stable::library::{AbiHeaderRef, LibHeader, LibraryError};
-use abi_stable::std_types::{RStr, RString};
+use abi_stable::std_types::RStr;
+use serde_json::value::RawValue;
 
 use super::{AbiCall, AbiCompletion, AbiHost, AbiOutcome, PluginModuleRef, exported, kind};
 use crate::answer::Directive;
@@ -250,23 +251,11 @@ pub enum Received {
     /// Not handled.
     Pass,
     /// A JSON value.
-    Result(Payload),
+    Result(Box<RawValue>),
     /// What to do with the task.
     Directive(Directive),
     /// The plugin's own failure, or the error a task raised.
     Failed(Box<ErrorBody>),
-}
-
-/// JSON text owned by the plugin that made it; borrowed, not copied.
-#[derive(Debug)]
-pub struct Payload(RString);
-
-impl Payload {
-    /// The text: valid JSON within the bounds.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        self.0.as_str()
-    }
 }
 
 impl AbiOutcome {
@@ -280,8 +269,10 @@ impl AbiOutcome {
         match kind {
             kind::PASS => Ok(Received::Pass),
             kind::RESULT => {
-                bounds::check_json(bounds::utf8(payload.as_rstr().as_rslice().as_slice())?)?;
-                Ok(Received::Result(Payload(payload)))
+                let text = bounds::utf8(payload.as_rstr().as_rslice().as_slice())?;
+                bounds::check_depth(text)?;
+                // The result outlives the call, so it is copied once, in the pass that checks it.
+                serde_json::from_str(text).map(Received::Result).map_err(|error| BoundsError::NotJson(error.to_string()))
             }
             kind::DIRECTIVE => {
                 let text = bounds::utf8(payload.as_rstr().as_rslice().as_slice())?;

@@ -1,0 +1,32 @@
+//! What the benches share.
+
+pub(crate) mod interleaved;
+
+use std::path::PathBuf;
+use std::process::Command;
+
+/// Builds the plugin library of `package` in this profile and gives its path, as cargo says it.
+pub(crate) fn library_of(package: &str) -> PathBuf {
+    let output = Command::new(env!("CARGO"))
+        .args(["build", "--release", "--lib", "--message-format=json-render-diagnostics", "--package", package])
+        .output()
+        .expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let messages = String::from_utf8(output.stdout).expect("cargo prints UTF-8");
+    let artifact = messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| message["target"]["name"] == package.replace('-', "_") && message["filenames"].is_array())
+        .find_map(|message| message["filenames"][0].as_str().map(PathBuf::from));
+    artifact.expect("cargo names the library")
+}
+
+/// A figure that stands for itself.
+pub(crate) fn figure(name: &str, value: f64, unit: &str) {
+    println!("figure {name} {value:.3} {unit}");
+}
+
+/// A figure that compares two things measured in the same run.
+pub(crate) fn ratio(name: &str, value: f64) {
+    println!("ratio {name} {value:.3}");
+}
