@@ -178,6 +178,6 @@ fn checked(received: ReceivedResult) -> Outcome {
     received.unwrap_or_else(|error| failed("BoundsError", format!("answered outside the bounds: {error}")))
 }
 
-fn failed(kind: &str, message: String) -> Outcome {
+fn failed(kind: &'static str, message: String) -> Outcome {
     Outcome::Failed(Box::new(ErrorBody::new(kind, message)))
 }
