@@ -1,11 +1,13 @@
 //! What dispatch costs beyond the JSON and the call itself. `cargo bench -p qtasks-host --bench dispatch`
 #![allow(missing_docs, reason = "a bench has no readers of its documentation")]
 
+mod interleaved;
 mod support;
 
 use std::hint::black_box;
 use std::sync::Arc;
 
+use interleaved::compare;
 use qtasks_host::settings::{Override, Settings};
 use qtasks_host::task::Task;
 use qtasks_host::trigger::{Answered, Trigger};
@@ -13,7 +15,6 @@ use qtasks_host::{App, Running, TaskContext, TaskError};
 use qtasks_plugin_api::{Json, RaisedError, TaskBroker, TaskExecutorInfo, TaskFunc, TriggerError};
 use serde_json::json;
 use serde_json::value::RawValue;
-use support::interleaved::compare;
 use support::{figure, library_of, ratio};
 
 const ERROR: Trigger = Trigger::TaskExecutorRunTaskTriggerError;

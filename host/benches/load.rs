@@ -11,8 +11,7 @@ use std::time::{Duration, Instant};
 
 use qtasks_host::plugin::manifest::{self, ManifestText};
 use qtasks_host::plugin::{Candidate, Loader, Plugin, PluginSettings, Registry};
-use support::interleaved::median;
-use support::{figure, library_of, ratio};
+use support::{figure, library_of, median, ratio};
 
 const COPIES: usize = 200;
 /// In a child process: which of the two ways to load, for its memory.
@@ -29,19 +28,22 @@ fn main() {
     let (raw, loaded) = (copies(&library, &directory.path().join("raw")), copies(&library, &directory.path().join("loaded")));
 
     time(&raw, &loaded);
-    let memory = |way: &str, copies: &[PathBuf]| -> f64 {
-        let output = Command::new(std::env::current_exe().expect("this bench"))
-            .arg(copies[0].parent().expect("a directory"))
-            .env(MEMORY_OF, way)
-            .stderr(std::process::Stdio::inherit())
-            .output()
-            .expect("it runs again");
-        String::from_utf8(output.stdout).expect("UTF-8").trim().parse().expect("a number")
-    };
-    let (raw, loaded) = (memory("dlopen", &raw), memory("load", &loaded));
-    figure("dlopen_memory", raw / COPIES as f64, "KiB each");
-    figure("load_memory", loaded / COPIES as f64, "KiB each");
-    ratio("load_memory_over_dlopen", loaded / raw);
+    let (opened, loaded) = (memory("dlopen", &raw), memory("load", &loaded));
+    for (name, place) in [("memory", 0), ("private_memory", 1)] {
+        figure(&format!("dlopen_{name}"), opened[place] / COPIES as f64, "KiB each");
+        figure(&format!("load_{name}"), loaded[place] / COPIES as f64, "KiB each");
+        ratio(&format!("load_{name}_over_dlopen"), loaded[place] / opened[place]);
+    }
+}
+
+/// Resident and private memory that a process of its own takes for all copies, in KiB.
+fn memory(way: &str, copies: &[PathBuf]) -> [f64; 2] {
+    let output = Command::new(std::env::current_exe().expect("this bench"))
+        .arg(copies[0].parent().expect("a directory"))
+        .env(MEMORY_OF, way)
+        .output()
+        .expect("it runs again");
+    serde_json::from_slice(&output.stdout).expect("two numbers")
 }
 
 /// A copy without symbols, as it would be installed.
@@ -126,7 +128,10 @@ fn dlopen(path: &Path) {
     std::mem::forget(library);
 }
 
-/// Prints by how much resident memory grows, in KiB.
+/// Prints by how much resident and private memory grow, in KiB: `[1.0, 1.0]`.
+///
+/// Resident memory counts pages of the library files too, which the kernel maps sixteen at a time and shares with its cache of the
+/// files; private memory is what a plugin really costs.
 fn print_memory(load: bool, directory: &Path) {
     let mut paths: Vec<PathBuf> =
         std::fs::read_dir(directory).expect("a directory").map(|entry| entry.expect("an entry").path()).collect();
@@ -134,7 +139,7 @@ fn print_memory(load: bool, directory: &Path) {
     let settings = BTreeMap::new();
     let loader = Loader { settings: &settings, state_dir: Path::new("/nonexistent") };
     let mut plugins: Vec<Arc<Plugin>> = Vec::new();
-    let before = resident();
+    let before = ["VmRSS:", "RssAnon:"].map(memory_now);
     for path in &paths {
         if load {
             let (candidate, in_file) = read(path);
@@ -143,21 +148,13 @@ fn print_memory(load: bool, directory: &Path) {
             dlopen(path);
         }
     }
-    println!("{}", resident() - before);
-    eprintln!(
-        "{}",
-        std::fs::read_to_string("/proc/self/status")
-            .unwrap()
-            .lines()
-            .filter(|l| l.starts_with("Rss") || l.starts_with("VmRSS"))
-            .collect::<Vec<_>>()
-            .join(" ")
-    );
+    let after = ["VmRSS:", "RssAnon:"].map(memory_now);
+    println!("[{}, {}]", after[0] - before[0], after[1] - before[1]);
 }
 
-/// Resident memory in KiB, from the kernel.
-fn resident() -> f64 {
+/// A line of the kernel's account of this process, in KiB.
+fn memory_now(name: &str) -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a size");
+    let line = status.lines().find(|line| line.starts_with(name)).expect("a size");
     line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
 }

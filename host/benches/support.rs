@@ -1,7 +1,5 @@
 //! What the benches share.
 
-pub(crate) mod interleaved;
-
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -29,4 +27,11 @@ pub(crate) fn figure(name: &str, value: f64, unit: &str) {
 /// A figure that compares two things measured in the same run.
 pub(crate) fn ratio(name: &str, value: f64) {
     println!("ratio {name} {value:.3}");
+}
+
+/// The middle value.
+pub(crate) fn median<T: PartialOrd + Copy>(values: impl Iterator<Item = T>) -> T {
+    let mut sorted: Vec<T> = values.collect();
+    sorted.sort_by(|left, right| left.partial_cmp(right).expect("no NaN is measured"));
+    sorted[sorted.len() / 2]
 }

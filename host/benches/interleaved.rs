@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::support::median;
+
 /// The medians of two measurements, and of their ratio within each round.
 pub(crate) struct Compared {
     pub(crate) left: Duration,
@@ -32,11 +34,4 @@ fn time(iterations: u32, call: &mut impl FnMut()) -> Duration {
         call();
     }
     begun.elapsed() / iterations
-}
-
-/// The middle value.
-pub(crate) fn median<T: PartialOrd + Copy>(values: impl Iterator<Item = T>) -> T {
-    let mut sorted: Vec<T> = values.collect();
-    sorted.sort_by(|left, right| left.partial_cmp(right).expect("no NaN is measured"));
-    sorted[sorted.len() / 2]
 }
