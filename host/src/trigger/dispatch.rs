@@ -90,7 +90,7 @@ impl Dispatcher {
         let registry = self.registry.load_full();
         let event = self.next_event.fetch_add(1, Ordering::Relaxed);
         let mut kwargs = match to_json(kwargs) {
-            Ok(text) => Arc::new(text),
+            Ok(text) => Kwargs::Own(text),
             Err(error) => {
                 tracing::error!(%trigger, "the event's kwargs have no JSON form, no plugin was asked: {error}");
                 return Dispatched::default();
@@ -103,14 +103,14 @@ impl Dispatcher {
         let mut stale = false;
         for subscription in subscriptions {
             if stale {
-                match gathered.kwargs_for_next(&kwargs) {
-                    Ok(text) => kwargs = Arc::new(text),
+                match gathered.kwargs_for_next(kwargs.text()) {
+                    Ok(text) => kwargs = Kwargs::Own(text),
                     Err(error) => tracing::error!(%trigger, "the answers so far cannot be passed on: {error}"),
                 }
                 stale = false;
             }
             let begun = Instant::now();
-            let outcome = call(subscription, trigger, &kwargs).await;
+            let outcome = call(subscription, trigger, &mut kwargs).await;
             let mode = subscription.answers.unwrap_or(self.answers[trigger.index()]);
             let (kind, failure) = match take(&mut gathered, trigger, mode, outcome) {
                 Ok(kind) => (kind, None),
@@ -160,13 +160,37 @@ fn to_json(kwargs: &impl Serialize) -> serde_json::Result<String> {
     String::from_utf8(text).map_err(serde::ser::Error::custom)
 }
 
-async fn call(subscription: &Subscription, trigger: Trigger, kwargs: &Arc<String>) -> Outcome {
+/// An event's kwargs: written once, and shared once a call may outlive the dispatch that made it.
+enum Kwargs {
+    Own(String),
+    Shared(Arc<String>),
+}
+
+impl Kwargs {
+    fn text(&self) -> &str {
+        match self {
+            Self::Own(text) => text,
+            Self::Shared(text) => text,
+        }
+    }
+
+    fn shared(&mut self) -> Arc<String> {
+        let shared = match self {
+            Self::Own(text) => Arc::new(std::mem::take(text)),
+            Self::Shared(text) => Arc::clone(text),
+        };
+        *self = Self::Shared(Arc::clone(&shared));
+        shared
+    }
+}
+
+async fn call(subscription: &Subscription, trigger: Trigger, kwargs: &mut Kwargs) -> Outcome {
     let plugin = &subscription.plugin;
     if subscription.mode == Mode::Inline {
-        return plugin.call_inline(subscription.entry, trigger.name(), kwargs);
+        return plugin.call_inline(subscription.entry, trigger.name(), kwargs.text());
     }
     let deadline = Some(plugin.settings().deadline);
-    plugin.call(subscription.entry, subscription.mode, trigger.name(), kwargs, deadline).await
+    plugin.call(subscription.entry, subscription.mode, trigger.name(), &kwargs.shared(), deadline).await
 }
 
 /// What an outcome means; a failure when it does not fit the trigger.
