@@ -25,7 +25,6 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run tasks from a file or from standard input, and print one result per line.
     Run(run::RunArguments),
     /// Look at plugin libraries, without running anything of theirs.
     #[command(subcommand)]

@@ -30,3 +30,8 @@ pub use plugin::Triggers;
 pub use settings::Settings;
 pub use task::{Task, TaskCancelError, TaskContext, TaskError, TaskPluginTriggerError};
 pub use worker::{Status, TaskReport};
+
+/// The README's Rust is compiled and run as documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

@@ -37,7 +37,7 @@ impl Mode {
 /// The name under which a handler is asked for every trigger.
 pub const GLOBAL: &str = "global";
 
-/// What `export_plugin!` knows at compile time; [`write`] makes the manifest of it.
+/// What `export_plugin!` knows at compile time; [`write()`] makes the manifest of it.
 #[derive(Debug, Clone, Copy)]
 pub struct StaticManifest {
     /// The plugin's name.

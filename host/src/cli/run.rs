@@ -21,17 +21,29 @@ use super::summary::Summary;
 /// Tasks read ahead of the worker.
 const READ_AHEAD: usize = 1024;
 
+/// Run tasks from a file or from standard input, and print one result per line.
+///
 /// Each input line is a task:
 ///
-///   {"task": "add", "args": [1], "kwargs": {"b": 2}}
+///     {"task": "add", "args": [1], "kwargs": {"b": 2}}
 ///
-/// with optional "uuid" (version 4), "priority" (higher first), "max_time" (seconds) and "attempts" (runs in all). Each output
-/// line is a result: uuid, task, status (success, error, cancel), attempt, and returning, error or cancel_reason; where a plugin
-/// decided, also original_error, resolved_by and decisions. Results come in the order in which tasks end. Lines that are no task
-/// are told on stderr with their number, and the others run. Ctrl-C finishes what runs and begins nothing more; a second Ctrl-C
-/// stops at once.
+/// with optional "uuid" (version 4), "priority" (higher first), "max_time" (seconds) and
+/// "attempts" (runs in all). Blank lines are skipped. A line that is no task is told on stderr
+/// with its number and the reason, and the others run.
 ///
-/// Tasks are what the plugins in the directory provide, and commands declared in the settings as [tasks.NAME] command = […].
+/// Each output line is a result, in the order in which tasks end: uuid, task, status (success,
+/// error, cancel), attempt, and returning, error or cancel_reason. Where a plugin decided, also
+/// original_error, resolved_by and decisions.
+///
+/// Tasks are what the plugins in the directory provide, and commands that the settings declare:
+///
+///     [tasks.count_words]
+///     command = ["wc", "-w"]
+///
+/// A command gets {"args": […], "kwargs": {…}} on its standard input and prints its result as
+/// JSON; a non-zero exit is a plugin error.
+///
+/// Ctrl-C finishes what runs and begins nothing more; a second Ctrl-C stops at once.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct RunArguments {
