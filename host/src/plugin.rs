@@ -1,7 +1,7 @@
 //! Plugins: found in a directory, looked at, loaded, created, and called by trigger name.
 //!
-//! A library's way through the files, in order: [`discover`] lists candidates and runs nothing; [`manifest`] reads what a
-//! library declares, still running nothing; [`library`] opens it; [`loader`] takes it through these stages and starts it;
+//! A library's way through the files, in order: [`mod@discover`] lists candidates and runs nothing; [`manifest`] reads what a
+//! library declares, still running nothing; `library` opens it; [`loader`] takes it through these stages and starts it;
 //! [`instance`] is a plugin that can be called; [`registry`] says who is asked for which trigger.
 //!
 //! This room knows nothing of tasks: it moves bytes to named triggers and to numbered entries.

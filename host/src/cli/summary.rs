@@ -79,7 +79,9 @@ fn word(outcome: OutcomeKind) -> &'static str {
 impl Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (success, error, cancel) = (self.sum(|task| task.success), self.sum(|task| task.error), self.sum(|task| task.cancel));
-        writeln!(f, "{} tasks: {success} success, {error} error, {cancel} cancel", success + error + cancel)?;
+        let count = success + error + cancel;
+        let word = if count == 1 { "task" } else { "tasks" };
+        writeln!(f, "{count} {word}: {success} success, {error} error, {cancel} cancel")?;
         let width = self.tasks.keys().chain(self.plugins.keys()).map(|name| name.chars().count()).max().unwrap_or(0).max(6);
         if !self.tasks.is_empty() {
             writeln!(f, "  {:width$}  {:>8}  {:>8}  {:>8}  resolved by", "task", "success", "error", "cancel")?;
