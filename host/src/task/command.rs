@@ -13,8 +13,7 @@ use serde_json::value::RawValue;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 
-use super::function::Returned;
-use super::model::Task;
+use super::model::{Returned, Task};
 
 /// Largest result of a command: 16 MiB.
 const MAX_OUTPUT: usize = 16 << 20;

@@ -14,16 +14,13 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
 use super::command::CommandTask;
-use super::model::Task;
+use super::model::{Returned, Task};
 use super::settings::Intercept;
 use crate::plugin::instance::Outcome;
 use crate::plugin::registry::ProvidedTask;
 
 /// A future that may be sent to another thread.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
-
-/// What a run of a task gives.
-pub(super) type Returned = Result<Box<RawValue>, TaskError>;
 
 type SyncBody = dyn Fn(&TaskContext, &str, &str) -> Returned + Send + Sync;
 type AsyncBody = dyn Fn(TaskContext, &str, &str) -> BoxFuture<'static, Returned> + Send + Sync;

@@ -4,10 +4,13 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use qtasks_plugin_api::bounds;
+use qtasks_plugin_api::{TaskError, bounds};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 use uuid::Uuid;
+
+/// What a run of a task gives: its result as JSON text.
+pub(super) type Returned = Result<Box<RawValue>, TaskError>;
 
 /// A task: which one, with what, and how far it has come.
 #[derive(Debug, Clone)]
