@@ -11,6 +11,7 @@ pub mod instance;
 pub(crate) mod library;
 pub mod loader;
 pub mod manifest;
+pub mod process;
 pub mod registry;
 pub mod services;
 pub mod settings;

@@ -174,7 +174,7 @@ impl Drop for CancelOnDrop<'_> {
     }
 }
 
-fn checked(received: ReceivedResult) -> Outcome {
+pub(super) fn checked(received: ReceivedResult) -> Outcome {
     received.unwrap_or_else(|error| failed("BoundsError", format!("answered outside the bounds: {error}")))
 }
 

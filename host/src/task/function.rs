@@ -11,7 +11,6 @@ use qtasks_plugin_api::{
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::value::RawValue;
 
 use super::command::CommandTask;
 use super::model::{Returned, Task};

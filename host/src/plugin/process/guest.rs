@@ -1,0 +1,326 @@
+//! The guest's side: gives up what it does not need, loads the one library it was handed, reports, and serves calls.
+
+use std::collections::BTreeMap;
+use std::io::{self, IoSliceMut, Read};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use qtasks_plugin_api::abi::loaded::Instance;
+use qtasks_plugin_api::manifest::Mode;
+use qtasks_plugin_api::{HostServices, Init, Level, LogLine};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use serde::{Deserialize, Serialize};
+
+use super::frame::{self, Frame, FrameError, Kind};
+use super::sandbox::{self, Limits, SandboxLevel};
+use crate::plugin::instance::checked;
+use crate::plugin::library;
+
+/// The one argument with which the host's executable becomes a guest.
+pub const GUEST_ARGUMENT: &str = "plugin-guest";
+
+/// What a guest is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Purpose {
+    /// Load, compare, report, end.
+    Probe,
+    /// Load, create, start, report, and serve calls.
+    Serve,
+}
+
+/// How a guest begins.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Start {
+    pub(crate) nonce: String,
+    pub(crate) purpose: Purpose,
+    /// The manifest as it lies in the file.
+    pub(crate) manifest: String,
+    pub(crate) init: Init,
+    pub(crate) limits: Limits,
+    pub(crate) max_level: u32,
+}
+
+/// What a guest says once it is up, or why it is not.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Report {
+    pub(crate) nonce: String,
+    pub(crate) sandbox: SandboxLevel,
+    /// What loading changed in the process: `threads: 1 → 2`.
+    pub(crate) side_effects: Vec<String>,
+    /// A stable code and the reason.
+    pub(crate) refused: Option<(String, String)>,
+}
+
+/// Runs this process as a guest if its only argument asks for it, and then does not return.
+///
+/// An application that isolates or probes plugins and is its own guest program calls this first in `main`, before it starts a thread.
+pub fn run_if_asked() {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|argument| argument == GUEST_ARGUMENT) && arguments.next().is_none() {
+        run();
+    }
+}
+
+/// The guest, from begin to end.
+fn run() -> ! {
+    match serve() {
+        Ok(()) => std::process::exit(0),
+        Err(reason) => {
+            eprintln!("plugin guest: {reason}");
+            std::process::exit(1)
+        }
+    }
+}
+
+fn serve() -> Result<(), String> {
+    let mut socket = take_socket().map_err(|error| format!("no socket on standard input: {error}"))?;
+    let (start, library) = receive_start(&mut socket)?;
+    watch_for_the_host(&socket).map_err(|error| format!("cannot watch the host: {error}"))?;
+    let writer = Arc::new(Writer(Mutex::new(socket.try_clone().map_err(|error| error.to_string())?)));
+    let sandbox = sandbox::enter(&start.limits)?;
+    let mut report = Report { nonce: start.nonce.clone(), sandbox, side_effects: Vec::new(), refused: None };
+    let loaded = load(&start, &library, &writer, &mut report.side_effects);
+    let instance = match loaded {
+        Ok(instance) => instance,
+        Err(refused) => {
+            report.refused = Some(refused);
+            None
+        }
+    };
+    let json = serde_json::to_vec(&report).map_err(|error| error.to_string())?;
+    writer.send(&frame::encode(Kind::Report, 0, &[&json]));
+    match instance {
+        Some(instance) => answer_calls(&mut socket, instance, &writer),
+        // Ends as a program ends, static destructors and all: a crash in them is the host's to see.
+        None => Ok(()),
+    }
+}
+
+/// Moves the socket away from standard input, where a plugin would find it.
+fn take_socket() -> io::Result<UnixStream> {
+    let moved = rustix::io::fcntl_dupfd_cloexec(io::stdin(), 100)?;
+    let null = std::fs::File::open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    Ok(moved.into())
+}
+
+/// The first frame, with the library's descriptor beside it.
+fn receive_start(socket: &mut UnixStream) -> Result<(Start, OwnedFd), String> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut prefix = [0; 4];
+    let received = recvmsg(&*socket, &mut [IoSliceMut::new(&mut prefix)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+        .map_err(|error| format!("no first frame: {error}"))?;
+    if received.bytes != prefix.len() {
+        return Err("the first frame is cut short".to_owned());
+    }
+    let library = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    let mut body = vec![0; frame::checked_length(prefix).map_err(|error| error.to_string())?];
+    socket.read_exact(&mut body).map_err(|error| error.to_string())?;
+    let frame = frame::decode(body).map_err(|error| error.to_string())?;
+    if frame.kind != Kind::Start {
+        return Err(format!("the first frame is {:?}, expected Start", frame.kind));
+    }
+    let start = serde_json::from_slice(&frame.payload).map_err(|error| error.to_string())?;
+    library.map(|library| (start, library)).ok_or_else(|| "no library came with the first frame".to_owned())
+}
+
+/// Ends this process and all it started when the host is gone, whatever the plugin is doing.
+fn watch_for_the_host(socket: &UnixStream) -> io::Result<()> {
+    let socket = socket.try_clone()?;
+    std::thread::Builder::new().name("host-watch".to_owned()).spawn(move || {
+        use rustix::event::{PollFd, PollFlags, poll};
+        let mut watched = [PollFd::new(&socket, PollFlags::RDHUP)];
+        while poll(&mut watched, None).is_err() {}
+        // The group is this process's own: the host started it so.
+        let _ = rustix::process::kill_current_process_group(rustix::process::Signal::KILL);
+    })?;
+    Ok(())
+}
+
+fn load(
+    start: &Start,
+    library: &OwnedFd,
+    writer: &Arc<Writer>,
+    side_effects: &mut Vec<String>,
+) -> Result<Option<Instance>, (String, String)> {
+    let path = PathBuf::from(format!("/proc/self/fd/{}", library.as_raw_fd()));
+    let before = Surroundings::now();
+    #[expect(unsafe_code, reason = "this process exists to run this library's constructors")]
+    // SAFETY: what they do stays in this process, which gave up its rights; the host checked the bytes and believes no word of it.
+    let opened = unsafe { library::open(&path) };
+    let module = opened.map_err(|error| ("open".to_owned(), error.to_string()))?;
+    *side_effects = before.changes_since();
+    let found = module.manifest().map_err(|error| ("manifest".to_owned(), error.to_string()))?;
+    if found != start.manifest {
+        return Err((
+            "manifest-differs".to_owned(),
+            "the library says another manifest when loaded than its file holds".to_owned(),
+        ));
+    }
+    if start.purpose == Purpose::Probe {
+        return Ok(None);
+    }
+    let services = Remote { writer: Arc::clone(writer), max_level: Level::from_number(start.max_level) };
+    let instance = module.create(&start.init, services).map_err(|error| match error {
+        qtasks_plugin_api::abi::loaded::CallError::Plugin(body) if body.kind == "ConfigError" => {
+            ("config".to_owned(), body.message)
+        }
+        error => ("create".to_owned(), error.to_string()),
+    })?;
+    instance.start().map_err(|error| ("start".to_owned(), error.to_string()))?;
+    Ok(Some(instance))
+}
+
+/// Serves calls until the host says stop.
+fn answer_calls(socket: &mut UnixStream, instance: Instance, writer: &Arc<Writer>) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|error| error.to_string())?;
+    let instance = Arc::new(instance);
+    loop {
+        let Frame { kind, id, payload } = match frame::read(socket) {
+            Ok(frame) => frame,
+            Err(FrameError::Ended) => return Ok(()),
+            Err(error) => return Err(error.to_string()),
+        };
+        match kind {
+            Kind::Call => answer_call(&runtime, &instance, writer, id, payload)?,
+            Kind::Cancel => instance.cancel(id),
+            Kind::Stop => {
+                let stopped = instance.stop().err().map(|error| error.to_string());
+                let json = serde_json::to_vec(&stopped).map_err(|error| error.to_string())?;
+                writer.send(&frame::encode(Kind::Report, id, &[&json]));
+                return Ok(());
+            }
+            other => return Err(format!("a frame of kind {other:?}, which a host does not send")),
+        }
+    }
+}
+
+fn answer_call(
+    runtime: &tokio::runtime::Runtime,
+    instance: &Arc<Instance>,
+    writer: &Arc<Writer>,
+    id: u64,
+    payload: Vec<u8>,
+) -> Result<(), String> {
+    let call = frame::decode_call(&payload).map_err(|error| error.to_string())?;
+    match call.mode {
+        Mode::Inline => {
+            let outcome = checked(instance.call(id, call.entry, call.name, call.input));
+            writer.send(&frame::encode_outcome(id, &outcome));
+        }
+        Mode::Blocking => {
+            let (instance, writer) = (Arc::clone(instance), Arc::clone(writer));
+            runtime.spawn_blocking(move || {
+                // Decoded once already, so it decodes again.
+                if let Ok(call) = frame::decode_call(&payload) {
+                    let outcome = checked(instance.call(id, call.entry, call.name, call.input));
+                    writer.send(&frame::encode_outcome(id, &outcome));
+                }
+            });
+        }
+        Mode::Async => {
+            let writer = Arc::clone(writer);
+            instance.call_async(id, call.entry, call.name, call.input, move |received| {
+                writer.send(&frame::encode_outcome(id, &checked(received)));
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The socket's writing end. A host that is gone ends this process through the watch, so a failed write needs no telling.
+struct Writer(Mutex<UnixStream>);
+
+impl Writer {
+    fn send(&self, bytes: &[u8]) {
+        let mut stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = io::Write::write_all(&mut *stream, bytes);
+    }
+}
+
+/// A log line on its way to the host.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct LoggedLine {
+    pub(crate) level: u32,
+    pub(crate) target: String,
+    pub(crate) message: String,
+    pub(crate) fields: String,
+}
+
+/// The host's services, as a plugin in a guest sees them.
+struct Remote {
+    writer: Arc<Writer>,
+    max_level: Level,
+}
+
+impl HostServices for Remote {
+    fn log(&self, line: LogLine<'_>) {
+        let line = LoggedLine {
+            level: line.level as u32,
+            target: line.target.to_owned(),
+            message: line.message.to_owned(),
+            fields: line.fields.to_owned(),
+        };
+        if let Ok(json) = serde_json::to_vec(&line) {
+            self.writer.send(&frame::encode(Kind::Log, 0, &[&json]));
+        }
+    }
+
+    fn max_level(&self) -> Level {
+        self.max_level
+    }
+
+    fn now(&self) -> SystemTime {
+        SystemTime::now()
+    }
+}
+
+/// What a library may change by being loaded, and should not.
+struct Surroundings(BTreeMap<&'static str, String>);
+
+impl Surroundings {
+    fn now() -> Self {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned();
+        let entries = |path| std::fs::read_dir(path).map_or(0, Iterator::count).to_string();
+        let environment: BTreeMap<_, _> = std::env::vars_os().collect();
+        Self(BTreeMap::from([
+            ("threads", entries("/proc/self/task")),
+            ("descriptors", entries("/proc/self/fd")),
+            ("caught signals", line("SigCgt:")),
+            ("ignored signals", line("SigIgn:")),
+            ("blocked signals", line("SigBlk:")),
+            ("umask", line("Umask:")),
+            (
+                "working directory",
+                std::env::current_dir().map_or_else(|error| error.to_string(), |path| path.display().to_string()),
+            ),
+            ("environment", format!("{environment:?}")),
+            ("limits", std::fs::read_to_string("/proc/self/limits").unwrap_or_default()),
+            (
+                "priority",
+                rustix::process::getpriority_process(None).map_or_else(|error| error.to_string(), |nice| nice.to_string()),
+            ),
+        ]))
+    }
+
+    fn changes_since(&self) -> Vec<String> {
+        let after = Self::now();
+        let changed = self.0.iter().filter(|(name, before)| after.0.get(*name) != Some(before));
+        changed
+            .map(|(name, before)| match after.0.get(name) {
+                Some(after) if before.len() + after.len() < 120 => format!("{name}: {before} → {after}"),
+                _ => format!("{name} changed"),
+            })
+            .collect()
+    }
+}

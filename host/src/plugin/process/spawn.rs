@@ -1,0 +1,273 @@
+//! Starts a guest, hands it its library, and ends it with everything it started.
+
+use std::io::{self, IoSlice, Read};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::process::{Pid, Signal, kill_process_group};
+
+use super::frame::{self, Frame, FrameError, Kind};
+use super::guest::{GUEST_ARGUMENT, Report, Start};
+
+/// A running guest. Dropping it kills its whole process group.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    child: Child,
+    socket: UnixStream,
+    nonce: String,
+}
+
+/// Why a guest did not come up.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GuestError {
+    /// The program cannot be started.
+    #[error("the guest program {program} cannot be started: {reason}; name the qtasks-host binary with `guest_program`")]
+    Spawn {
+        /// The program.
+        program: String,
+        /// The reason.
+        reason: String,
+    },
+    /// It ended before it reported.
+    #[error("its process {ended} before it reported{output}")]
+    Died {
+        /// How it ended.
+        ended: String,
+        /// What it printed last, as words.
+        output: String,
+    },
+    /// It did not report in time.
+    #[error("its process did not report within {} s and was killed", .0.as_secs_f64())]
+    Deadline(Duration),
+    /// It reported nonsense.
+    #[error("its process reported nonsense: {0}")]
+    Nonsense(String),
+    /// It reported that it cannot load the plugin.
+    #[error("{reason}")]
+    Refused {
+        /// A stable code.
+        code: String,
+        /// Why.
+        reason: String,
+    },
+    /// The machine refused something.
+    #[error("the host could not prepare the process: {0}")]
+    Host(#[from] io::Error),
+}
+
+impl Guest {
+    /// Starts a guest on the library behind `library`.
+    ///
+    /// # Errors
+    ///
+    /// [`GuestError`] when it cannot be started or spoken to.
+    pub(crate) fn start(program: &Path, library: BorrowedFd<'_>, start: &Start) -> Result<Self, GuestError> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let mut command = Command::new(program);
+        command
+            .arg(GUEST_ARGUMENT)
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0);
+        for name in ["PATH", "HOME", "LANG", "TZ"] {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        let child = command
+            .spawn()
+            .map_err(|error| GuestError::Spawn { program: program.display().to_string(), reason: error.to_string() })?;
+        // The command keeps the guest's end of the socket open until it is dropped, and with it the end of the stream hidden.
+        drop(command);
+        let mut guest = Self { child, socket: ours, nonce: start.nonce.clone() };
+        guest.send_start(library, start)?;
+        Ok(guest)
+    }
+
+    fn send_start(&mut self, library: BorrowedFd<'_>, start: &Start) -> Result<(), GuestError> {
+        let json = serde_json::to_vec(start).map_err(io::Error::from)?;
+        let bytes = frame::encode(Kind::Start, 0, &[&json]);
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        let descriptors = [library];
+        ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+        let sent =
+            sendmsg(&self.socket, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL).map_err(io::Error::from)?;
+        io::Write::write_all(&mut self.socket, &bytes[sent..])?;
+        Ok(())
+    }
+
+    /// Waits for the guest's report.
+    ///
+    /// # Errors
+    ///
+    /// [`GuestError`]; the guest is dead by then.
+    pub(crate) fn report(&mut self, deadline: Duration) -> Result<Report, GuestError> {
+        let until = Instant::now() + deadline;
+        let frame = loop {
+            match self.next_frame(until) {
+                Ok(frame) if frame.kind == Kind::Report => break frame,
+                Ok(_) => {}
+                Err(FrameError::Stream(error)) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                    self.kill();
+                    return Err(GuestError::Deadline(deadline));
+                }
+                Err(FrameError::Ended | FrameError::Stream(_)) => return Err(self.died(until, deadline)),
+                Err(error) => {
+                    self.kill();
+                    return Err(GuestError::Nonsense(error.to_string()));
+                }
+            }
+        };
+        let report: Report = serde_json::from_slice(&frame.payload).map_err(|error| {
+            self.kill();
+            GuestError::Nonsense(error.to_string())
+        })?;
+        // Only the program that was started knows the nonce: a constructor that writes to the socket does not.
+        if report.nonce != self.nonce {
+            self.kill();
+            return Err(GuestError::Nonsense("a report without the nonce of this start".to_owned()));
+        }
+        match report.refused {
+            Some((code, reason)) => Err(GuestError::Refused { code, reason }),
+            None => Ok(report),
+        }
+    }
+
+    fn next_frame(&mut self, until: Instant) -> Result<Frame, FrameError> {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::Error::from(io::ErrorKind::TimedOut).into());
+        }
+        self.socket.set_read_timeout(Some(left))?;
+        frame::read(&mut self.socket)
+    }
+
+    /// How it ended, once its socket is closed. A guest that closed the socket and lives on is killed at the deadline.
+    fn died(&mut self, until: Instant, deadline: Duration) -> GuestError {
+        match self.wait(until) {
+            Some(status) => GuestError::Died { ended: describe(status), output: self.last_words() },
+            None => GuestError::Deadline(deadline),
+        }
+    }
+
+    /// Waits until it has ended; at `until` it is killed, and nothing is told.
+    pub(crate) fn wait(&mut self, until: Instant) -> Option<ExitStatus> {
+        let ended = rustix::process::pidfd_open(self.pid()?, rustix::process::PidfdFlags::empty());
+        if let Ok(pidfd) = ended {
+            let mut waited = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+            let left = until.saturating_duration_since(Instant::now());
+            let timeout = rustix::event::Timespec::try_from(left).ok();
+            if !matches!(rustix::event::poll(&mut waited, timeout.as_ref()), Ok(1)) {
+                self.kill();
+                return None;
+            }
+        }
+        let status = self.child.wait().ok();
+        self.kill_group();
+        status
+    }
+
+    /// The end of what it printed, as words for a message. It has ended, so nothing more comes.
+    fn last_words(&mut self) -> String {
+        const KEPT: u64 = 64 << 10;
+        let mut text = Vec::new();
+        if let Some(stderr) = self.child.stderr.take() {
+            // A pipe that somebody else still holds must not be waited for.
+            let _ = rustix::io::ioctl_fionbio(&stderr, true);
+            let _ = stderr.take(KEPT).read_to_end(&mut text);
+        }
+        let text = String::from_utf8_lossy(&text);
+        let line = text.lines().rev().find(|line| !line.trim().is_empty()).map(|line| line.chars().take(200).collect::<String>());
+        line.map_or_else(String::new, |line| format!("; its last words: {}", line.escape_debug()))
+    }
+
+    fn pid(&self) -> Option<Pid> {
+        i32::try_from(self.child.id()).ok().and_then(Pid::from_raw)
+    }
+
+    /// Everything in the guest's process group.
+    fn kill_group(&self) {
+        if let Some(group) = self.pid() {
+            // Gone already is as good as killed.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
+
+    /// Kills it with its group, and takes its status so that no zombie stays.
+    pub(crate) fn kill(&mut self) {
+        self.kill_group();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// The socket, for a guest that goes on to serve.
+    pub(crate) fn socket(&self) -> io::Result<UnixStream> {
+        self.socket.try_clone()
+    }
+
+    /// What it prints.
+    pub(crate) fn take_output(&mut self) -> (Option<std::process::ChildStdout>, Option<std::process::ChildStderr>) {
+        (self.child.stdout.take(), self.child.stderr.take())
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.kill();
+        }
+    }
+}
+
+/// How a process ended, in words: `ended with signal 11 (SIGSEGV)`.
+pub(crate) fn describe(status: ExitStatus) -> String {
+    match (status.signal(), status.code()) {
+        (Some(signal), _) => format!("was killed by signal {signal} ({})", signal_name(signal)),
+        (None, Some(code)) => format!("ended with exit({code})"),
+        (None, None) => "ended".to_owned(),
+    }
+}
+
+fn signal_name(signal: i32) -> &'static str {
+    const NAMES: &[(Signal, &str)] = &[
+        (Signal::ILL, "SIGILL"),
+        (Signal::TRAP, "SIGTRAP"),
+        (Signal::ABORT, "SIGABRT"),
+        (Signal::BUS, "SIGBUS"),
+        (Signal::FPE, "SIGFPE"),
+        (Signal::KILL, "SIGKILL"),
+        (Signal::SEGV, "SIGSEGV"),
+        (Signal::PIPE, "SIGPIPE"),
+        (Signal::TERM, "SIGTERM"),
+        (Signal::XCPU, "SIGXCPU"),
+        (Signal::XFSZ, "SIGXFSZ"),
+        (Signal::SYS, "SIGSYS"),
+    ];
+    NAMES.iter().find(|(known, _)| known.as_raw() == signal).map_or("a signal", |(_, name)| name)
+}
+
+/// A nonce for one start.
+pub(crate) fn nonce() -> String {
+    uuid::Uuid::new_v4().simple().to_string()
+}
+
+/// A descriptor of a library file, for a guest.
+pub(crate) fn open_library(path: &Path) -> io::Result<OwnedFd> {
+    std::fs::File::open(path).map(OwnedFd::from)
+}
+
+/// A borrowed descriptor, for callers that hold an owned one.
+pub(crate) fn borrow(descriptor: &OwnedFd) -> BorrowedFd<'_> {
+    descriptor.as_fd()
+}
