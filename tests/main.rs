@@ -1,0 +1,5 @@
+//! The integration tests: one binary, a file for each theme, through real libraries wherever a plugin is involved.
+
+mod support;
+
+mod documented_path;
