@@ -2,4 +2,8 @@
 
 mod support;
 
+mod chaining;
+mod dispatch;
 mod documented_path;
+mod executor;
+mod samples;
