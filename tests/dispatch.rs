@@ -1,5 +1,7 @@
 //! The way of one event through several plugins: order, chaining, which answer counts, and failures that stop nothing.
 
+use std::sync::Arc;
+
 use qtasks_host::trigger::OutcomeKind;
 use qtasks_host::{StartError, Status};
 use serde_json::{Value, json};
@@ -227,6 +229,26 @@ async fn beyond_its_deadline_a_plugin_has_failed_and_the_next_one_is_asked() {
         assert_eq!(decision["failure"]["type"], "DeadlineExceeded");
         assert_eq!(decision["failure"]["message"], "did not end within 0.05 s");
         app.running.stop().await;
+    }
+}
+
+/// A plugin goes when its application goes; but a call that was given up at its deadline may still run in it then.
+#[tokio::test]
+async fn a_plugin_lives_on_while_an_async_call_runs_in_it_beyond_the_deadline() {
+    let app = TestApp::with(&["blocks_in_async_handler", "scripted"]);
+    let go_on = app.place.fifo("go_on");
+    let app = app
+        .set(format!("plugins.blocks-in-async-handler.config.go_on = {}", toml::Value::from(go_on.to_str().expect("plain"))))
+        .set("plugins.blocks-in-async-handler.deadline = 0.05")
+        .start()
+        .await;
+    assert_eq!(app.raise().await.decisions[0].failure.as_ref().expect("a failure").kind, "DeadlineExceeded");
+    let plugin = Arc::downgrade(&app.running.executor().dispatcher().registry().plugins()[0]);
+    app.running.stop().await;
+    assert!(plugin.upgrade().is_some(), "the plugin was destroyed under a running call");
+    std::fs::write(&go_on, "go on").expect("the handler reads");
+    while plugin.upgrade().is_some() {
+        tokio::task::yield_now().await;
     }
 }
 

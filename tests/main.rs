@@ -6,4 +6,5 @@ mod chaining;
 mod dispatch;
 mod documented_path;
 mod executor;
+mod loading;
 mod samples;
