@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use crate::error::{Error, ErrorBody};
@@ -28,7 +29,7 @@ pub enum Answer {
 ///
 /// On the wire: `{"directive": "retry_after", "seconds": 2.5}`, `{"directive": "cancel", "reason": "…"}`,
 /// `{"directive": "replace_error", "error": {…}}`, `{"directive": "dead_letter", "reason": "…"}`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize)]
 #[serde(tag = "directive", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Directive {
@@ -52,6 +53,28 @@ pub enum Directive {
         /// Why.
         reason: String,
     },
+}
+
+// By hand: serde buffers an internally tagged enum, and what is buffered is no longer the raw JSON that an `ErrorBody` keeps.
+impl<'de> Deserialize<'de> for Directive {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Wire {
+            directive: String,
+            seconds: Option<f64>,
+            reason: Option<String>,
+            error: Option<ErrorBody>,
+        }
+        let Wire { directive, seconds, reason, error } = Wire::deserialize(deserializer)?;
+        let missing = |field| move || D::Error::missing_field(field);
+        Ok(match directive.as_str() {
+            "retry_after" => Self::RetryAfter { seconds: seconds.ok_or_else(missing("seconds"))? },
+            "cancel" => Self::Cancel { reason: reason.ok_or_else(missing("reason"))? },
+            "replace_error" => Self::ReplaceError { error: error.ok_or_else(missing("error"))? },
+            "dead_letter" => Self::DeadLetter { reason: reason.ok_or_else(missing("reason"))? },
+            _ => return Err(D::Error::unknown_variant(&directive, &["retry_after", "cancel", "replace_error", "dead_letter"])),
+        })
+    }
 }
 
 impl Directive {
@@ -211,5 +234,21 @@ mod tests {
         let wire = serde_json::to_value(&directive).expect("JSON");
         assert_eq!(wire, json!({"directive": "retry_after", "seconds": 2.5}));
         assert_eq!(wire["directive"], directive.name());
+    }
+
+    #[test]
+    fn every_directive_is_read_back_from_the_wire() {
+        for answer in
+            [Answer::retry_after(Duration::ZERO), Answer::cancel("c"), Answer::replace_error("E", "m"), Answer::dead_letter("d")]
+        {
+            let Answer::Directive(given) = answer else { panic!("a directive") };
+            let wire = serde_json::to_string(&given).expect("JSON");
+            let read: Directive = serde_json::from_str(&wire).expect(&wire);
+            assert_eq!(format!("{read:?}"), format!("{given:?}"));
+        }
+        for (wire, said) in [(r#"{"directive": "cancel"}"#, "reason"), (r#"{"directive": "sleep"}"#, "unknown variant `sleep`")] {
+            let error = serde_json::from_str::<Directive>(wire).expect_err(wire).to_string();
+            assert!(error.contains(said), "{error}");
+        }
     }
 }

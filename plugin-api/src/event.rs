@@ -86,11 +86,16 @@ pub struct TriggerError<'a> {
     #[serde(borrow)]
     pub e: RaisedError<'a>,
     /// What the plugins before this one answered last, if any did.
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    #[serde(borrow, default, deserialize_with = "answered", skip_serializing_if = "Option::is_none")]
     pub result: Option<Json<'a>>,
     /// Tells whether somebody still waits for the answer.
     #[serde(skip)]
     pub cancel: CancelFlag,
+}
+
+/// A `null` that is there is an answer, which serde's `Option` takes for an absent one.
+fn answered<'de: 'a, 'a, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Json<'a>>, D::Error> {
+    Json::deserialize(deserializer).map(Some)
 }
 
 /// The executor that runs the task.

@@ -3,6 +3,7 @@
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -83,12 +84,13 @@ async fn run_tasks(app: App, input: Input, bar: &ProgressBar) -> anyhow::Result<
             fed
         }
     });
-    let interrupted = tokio::spawn(drain_on_ctrl_c(Arc::clone(&broker)));
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let draining = tokio::spawn(drain_on_ctrl_c(Arc::clone(&broker), Arc::clone(&interrupted)));
     let worker = running.worker();
     let work = worker.run(Arc::clone(&broker), sender);
     let (printed, ()) = tokio::join!(print(receiver, bar), work);
-    let stopped_early = interrupted.is_finished();
-    interrupted.abort();
+    let stopped_early = interrupted.load(Ordering::Acquire);
+    draining.abort();
 
     let summary = printed?;
     // After Ctrl-C the reader may still wait for standard input, which may never end.
@@ -110,11 +112,13 @@ async fn run_tasks(app: App, input: Input, bar: &ProgressBar) -> anyhow::Result<
     })
 }
 
-async fn drain_on_ctrl_c(broker: Arc<MemoryBroker>) {
+async fn drain_on_ctrl_c(broker: Arc<MemoryBroker>, interrupted: Arc<AtomicBool>) {
     if tokio::signal::ctrl_c().await.is_err() {
         // Without a signal handler the process ends at once, as the system has it.
         std::future::pending::<()>().await;
     }
+    // Before the drain: an idle worker ends at once, and whoever waits for it looks here.
+    interrupted.store(true, Ordering::Release);
     broker.drain();
     tracing::warn!("finishing what runs; {} tasks wait and will not be begun; Ctrl-C again stops at once", broker.waiting());
     tokio::spawn(async {

@@ -125,9 +125,12 @@ impl Plugin {
             }
             Mode::Async => {
                 let (sender, receiver) = oneshot::channel();
+                let plugin = Arc::clone(self);
                 self.instance.call_async(id, entry, name.as_ref(), input, move |outcome| {
                     // A receiver that is gone has stopped waiting at its deadline.
                     let _ = sender.send(checked(outcome));
+                    // Only now: a call that goes on after its deadline must not lose its plugin.
+                    drop(plugin);
                 });
                 let call = async { receiver.await.unwrap_or_else(|error| failed("CallLost", error.to_string())) };
                 self.wait(id, deadline, call).await
