@@ -109,7 +109,7 @@ fn register_failures(app: &mut qtasks_host::App) {
 async fn more_than_max_time_is_a_timeout_error() {
     let app = TestApp::with(&[]).set("tasks.pending.max_time = 0.05").start_with(register_failures).await;
     let error = app.run("pending", json!([]), json!({})).await.error.expect("an error");
-    assert_eq!((error.kind.as_str(), error.message.as_str()), ("TimeoutError", "time limit exceeded for task pending: 0.05 s"));
+    assert_eq!((&*error.kind, error.message.as_str()), ("TimeoutError", "time limit exceeded for task pending: 0.05 s"));
 }
 
 #[tokio::test]
@@ -128,7 +128,7 @@ async fn a_panic_in_any_kind_of_closure_is_an_error_of_type_panic() {
     for way in ["inline", "blocking", "async"] {
         let report = app.run(&format!("panic_{way}"), json!([]), json!({})).await;
         let error = report.error.expect("an error");
-        assert_eq!((report.status, error.kind.as_str()), (Status::Error, "Panic"));
+        assert_eq!((report.status, &*error.kind), (Status::Error, "Panic"));
         assert_eq!(error.message, format!("{way}, as told"));
         if way != "async" {
             assert_says(&error.location.expect("a place"), &["executor.rs:"]);
@@ -140,7 +140,7 @@ async fn a_panic_in_any_kind_of_closure_is_an_error_of_type_panic() {
 async fn a_panic_in_a_plugins_task_is_an_error_of_type_panic() {
     let app = TestApp::with(&["panics_in_task"]).start().await;
     let error = app.run("panic", json!([]), json!({})).await.error.expect("an error");
-    assert_eq!((error.kind.as_str(), error.message.as_str()), ("Panic", "no result in attempt 1"));
+    assert_eq!((&*error.kind, error.message.as_str()), ("Panic", "no result in attempt 1"));
     assert_says(&error.location.expect("a place"), &["panics_in_task.rs:"]);
 }
 
