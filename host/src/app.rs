@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use qtasks_plugin_api::{Export, TaskContext, TaskError};
 use serde::Serialize;
@@ -158,7 +159,8 @@ impl App {
 
     fn start_here(self) -> Result<Running, StartError> {
         let Self { settings, tasks, middlewares, linked_in } = self;
-        let loader = Loader { settings: &settings.plugins, state_dir: &settings.state_dir };
+        let policy = settings.load_policy();
+        let loader = Loader { settings: &settings.plugins, policy: &policy };
         let mut loaded = Loaded::default();
         for link in linked_in {
             let plugin = link(&loader, &loaded.plugins).map_err(StartError::LinkedIn)?;
@@ -192,6 +194,9 @@ fn check_names(settings: &Settings, loaded: &Loaded) -> Result<(), StartError> {
     }
     Ok(())
 }
+
+/// A plugin in a process of its own gets this long to stop.
+const STOP_DEADLINE: Duration = Duration::from_secs(5);
 
 /// A started application.
 #[derive(Debug)]
@@ -230,7 +235,7 @@ impl Running {
         let registry = self.executor.dispatcher().registry();
         let stopping = tokio::task::spawn_blocking(move || {
             for plugin in registry.plugins() {
-                if let Err(error) = plugin.stop() {
+                if let Err(error) = plugin.stop(STOP_DEADLINE) {
                     tracing::warn!(plugin = plugin.name(), "the plugin did not stop cleanly: {error}");
                 }
             }

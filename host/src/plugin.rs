@@ -7,18 +7,26 @@
 //! This room knows nothing of tasks: it moves bytes to named triggers and to numbered entries.
 
 pub mod discover;
-pub mod instance;
-pub(crate) mod library;
-pub mod loader;
+pub mod bytes;
 pub mod manifest;
+pub mod elf;
+pub mod verdicts;
+pub mod probe;
 pub mod process;
+pub(crate) mod library;
+pub mod load_error;
+pub mod report;
+pub mod loader;
+pub mod instance;
 pub mod registry;
 pub mod services;
 pub mod settings;
 
 pub use discover::{Candidate, DiscoverError, discover};
 pub use instance::{Origin, Plugin, PluginIdentity};
-pub use loader::{LoadError, LoadErrorKind, LoadReport, LoadState, Loaded, Loader};
+pub use load_error::{LoadError, LoadErrorKind};
+pub use loader::{Inspected, LoadPolicy, Loaded, Loader};
 pub use manifest::{Manifest, ManifestError};
 pub use registry::{Registry, RegistryError, Subscription};
-pub use settings::{AnswerMode, PluginSettings, Triggers};
+pub use report::{LoadReport, LoadState};
+pub use settings::{AnswerMode, Isolation, PluginSettings, Triggers};

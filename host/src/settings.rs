@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::nearest::nearest_in;
-use crate::plugin::PluginSettings;
+use crate::plugin::{LoadPolicy, PluginSettings};
 use crate::task::{ExecutorSettings, Intercept, TaskSettings};
 use crate::trigger::{Trigger, TriggerSettings};
 
@@ -15,7 +15,10 @@ use crate::trigger::{Trigger, TriggerSettings};
 ///
 /// ```toml
 /// plugin_dir = "plugins"          # where plugin libraries lie; none are loaded without it
-/// state_dir = "/var/lib/qtasks"   # data directories of plugins
+/// state_dir = "/var/lib/qtasks"   # verdicts on libraries, and data directories of plugins
+/// guest_program = "qtasks-host"   # what probes and isolates plugins; the binary names itself
+/// probe = true                    # load unknown library bytes in a process of their own first
+/// probe_deadline = 5.0            # seconds
 /// concurrency = 4                 # tasks that run at once
 /// max_time = 30.0                 # seconds for one attempt; no limit without it
 /// max_attempts = 5                # runs that a plugin's retry_after may lead to
@@ -34,6 +37,13 @@ pub struct Settings {
     pub plugin_dir: Option<PathBuf>,
     /// Where plugins keep their data; by default `qtasks-host` in the user's state directory.
     pub state_dir: PathBuf,
+    /// The `qtasks-host` binary, to probe and to isolate plugins with.
+    pub guest_program: Option<PathBuf>,
+    /// Whether library bytes that this host has never loaded are loaded in a process of their own first.
+    pub probe: bool,
+    /// Longest time for a probe.
+    #[serde(deserialize_with = "crate::plugin::settings::seconds")]
+    pub probe_deadline: Duration,
     /// Tasks that run at once.
     pub concurrency: usize,
     /// Longest time for one attempt.
@@ -62,6 +72,9 @@ impl Default for Settings {
         Self {
             plugin_dir: None,
             state_dir: default_state_dir(),
+            guest_program: None,
+            probe: true,
+            probe_deadline: Duration::from_secs(5),
             concurrency: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
             max_time: executor.max_time,
             max_attempts: executor.max_attempts,
@@ -165,6 +178,17 @@ impl Settings {
         Ok(settings)
     }
 
+    /// The loader's part.
+    #[must_use]
+    pub fn load_policy(&self) -> LoadPolicy {
+        LoadPolicy {
+            state_dir: self.state_dir.clone(),
+            guest_program: self.guest_program.clone(),
+            probe: self.probe,
+            probe_deadline: self.probe_deadline,
+        }
+    }
+
     /// The executor's part.
     #[must_use]
     pub fn executor(&self) -> ExecutorSettings {
@@ -189,7 +213,7 @@ fn read_file(path: &Path) -> Result<toml::Table, SettingsError> {
     let mut table: toml::Table = toml::from_str(&text).map_err(refused)?;
     // A path in a file is meant from where the file lies.
     let directory = path.parent().unwrap_or(Path::new(""));
-    for key in ["plugin_dir", "state_dir"] {
+    for key in ["plugin_dir", "state_dir", "guest_program"] {
         if let Some(toml::Value::String(written)) = table.get_mut(key) {
             *written = directory.join(&*written).to_string_lossy().into_owned();
         }

@@ -47,7 +47,8 @@ fn list(arguments: &ListArguments) -> anyhow::Result<ExitStatus> {
     let settings = arguments.settings.settings()?;
     let directory =
         settings.plugin_dir.as_ref().context("no plugin directory: name one with --plugins or the setting `plugin_dir`")?;
-    let loader = Loader { settings: &settings.plugins, state_dir: &settings.state_dir };
+    let policy = settings.load_policy();
+    let loader = Loader { settings: &settings.plugins, policy: &policy };
     let reports = loader.look(directory)?;
     if arguments.json {
         print_json(&reports)?;
@@ -60,7 +61,7 @@ fn list(arguments: &ListArguments) -> anyhow::Result<ExitStatus> {
 }
 
 fn inspect(arguments: InspectArguments) -> anyhow::Result<ExitStatus> {
-    let report = LoadReport::look(&Candidate { path: arguments.file });
+    let report = LoadReport::look(&Candidate { path: arguments.file }, None);
     if arguments.json {
         print_json(&report)?;
     } else {

@@ -20,6 +20,15 @@ pub(crate) struct SettingsFlags {
     /// Directory for the data of plugins (setting `state_dir`) [default: qtasks-host in the user's state directory].
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// Whether unknown library bytes are loaded in a process of their own first (setting `probe`) [default: true].
+    #[arg(long, value_name = "BOOL")]
+    probe: Option<bool>,
+    /// Longest time for a probe (setting `probe_deadline`) [default: 5].
+    #[arg(long, value_name = "SECONDS")]
+    probe_deadline: Option<f64>,
+    /// The qtasks-host binary that probes and isolates plugins (setting `guest_program`) [default: this one].
+    #[arg(long, value_name = "FILE")]
+    guest_program: Option<PathBuf>,
     /// Tasks that run at once (setting `concurrency`) [default: one for each core].
     #[arg(long, value_name = "N")]
     concurrency: Option<u64>,
@@ -53,7 +62,12 @@ impl SettingsFlags {
     pub(crate) fn settings(&self) -> Result<Settings, SettingsError> {
         let default = Path::new(DEFAULT_FILE);
         let file = self.config.as_deref().or_else(|| default.exists().then_some(default));
-        Settings::read(file, &self.overrides())
+        let mut settings = Settings::read(file, &self.overrides())?;
+        if settings.guest_program.is_none() {
+            // This very program; a failure leaves plugins unloaded, with the reason told for each.
+            settings.guest_program = std::env::current_exe().ok();
+        }
+        Ok(settings)
     }
 
     fn overrides(&self) -> Vec<Override> {
@@ -63,6 +77,9 @@ impl SettingsFlags {
         let given = [
             ("--plugins", "plugin_dir", self.plugins.as_ref().map(path)),
             ("--state-dir", "state_dir", self.state_dir.as_ref().map(path)),
+            ("--probe", "probe", self.probe.map(|value| value.to_string())),
+            ("--probe-deadline", "probe_deadline", self.probe_deadline.map(number)),
+            ("--guest-program", "guest_program", self.guest_program.as_ref().map(path)),
             ("--concurrency", "concurrency", self.concurrency.map(|value| value.to_string())),
             ("--max-time", "max_time", self.max_time.map(number)),
             ("--max-attempts", "max_attempts", self.max_attempts.map(|value| value.to_string())),

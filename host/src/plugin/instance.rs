@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use qtasks_plugin_api::ErrorBody;
-use qtasks_plugin_api::abi::loaded::{CallError, Instance, Received, ReceivedResult};
+use qtasks_plugin_api::abi::loaded::{Instance, Received, ReceivedResult};
 use qtasks_plugin_api::manifest::Mode;
 use serde::Serialize;
 use tokio::sync::oneshot;
 
 use super::manifest::Manifest;
+use super::process::supervisor::Isolated;
 use super::settings::PluginSettings;
 
 /// What a call came to. A failure of the plugin is an outcome like the others: it never stops the host.
@@ -46,16 +47,25 @@ pub struct Plugin {
     origin: Origin,
     manifest: Manifest,
     settings: PluginSettings,
-    instance: Instance,
+    home: Home,
+}
+
+/// Where a plugin's code runs.
+#[derive(Debug)]
+pub(super) enum Home {
+    /// In this process.
+    Here(Instance),
+    /// In a process of its own.
+    Process(Isolated),
 }
 
 /// Calls are numbered across all plugins: completions of async calls find their way back by number.
 static NEXT_CALL: AtomicU64 = AtomicU64::new(1);
 
 impl Plugin {
-    pub(super) fn new(manifest: Manifest, origin: Origin, settings: PluginSettings, instance: Instance) -> Self {
+    pub(super) fn new(manifest: Manifest, origin: Origin, settings: PluginSettings, home: Home) -> Self {
         let identity = PluginIdentity { name: manifest.name.as_str().into(), version: manifest.version.as_str().into() };
-        Self { identity: Arc::new(identity), origin, manifest, settings, instance }
+        Self { identity: Arc::new(identity), origin, manifest, settings, home }
     }
 
     /// Name and version.
@@ -94,10 +104,13 @@ impl Plugin {
         self.settings.priority.unwrap_or(self.manifest.priority)
     }
 
-    /// Calls an inline entry on this thread.
+    /// Calls an inline entry on this thread; `None` when the plugin does not live in this process.
     #[must_use]
-    pub fn call_inline(&self, entry: u32, name: &str, input: &str) -> Outcome {
-        checked(self.instance.call(0, entry, name, input))
+    pub fn call_inline(&self, entry: u32, name: &str, input: &str) -> Option<Outcome> {
+        match &self.home {
+            Home::Here(instance) => Some(checked(instance.call(0, entry, name, input))),
+            Home::Process(_) => None,
+        }
     }
 
     /// Calls an entry the way its mode asks for, for at most `deadline`. Dropping the future cancels the call.
@@ -115,51 +128,62 @@ impl Plugin {
         N: AsRef<str> + Send + 'static,
     {
         let id = NEXT_CALL.fetch_add(1, Ordering::Relaxed);
+        let instance = match &self.home {
+            Home::Here(instance) => instance,
+            Home::Process(isolated) => return isolated.call(id, entry, mode, name.as_ref(), input, deadline).await,
+        };
         match mode {
-            Mode::Inline => self.call_inline(entry, name.as_ref(), input),
+            Mode::Inline => checked(instance.call(id, entry, name.as_ref(), input)),
             Mode::Blocking => {
                 let (plugin, input) = (Arc::clone(self), Arc::clone(input));
-                let call = tokio::task::spawn_blocking(move || checked(plugin.instance.call(id, entry, name.as_ref(), &input)));
+                let call = tokio::task::spawn_blocking(move || match &plugin.home {
+                    Home::Here(instance) => checked(instance.call(id, entry, name.as_ref(), &input)),
+                    Home::Process(_) => failed("CallLost", "the plugin moved to another process".to_owned()),
+                });
                 let call = async { call.await.unwrap_or_else(|error| failed("CallLost", error.to_string())) };
-                self.wait(id, deadline, call).await
+                wait(instance, id, deadline, call).await
             }
             Mode::Async => {
                 let (sender, receiver) = oneshot::channel();
                 let plugin = Arc::clone(self);
-                self.instance.call_async(id, entry, name.as_ref(), input, move |outcome| {
+                instance.call_async(id, entry, name.as_ref(), input, move |outcome| {
                     // A receiver that is gone has stopped waiting at its deadline.
                     let _ = sender.send(checked(outcome));
                     // Only now: a call that goes on after its deadline must not lose its plugin.
                     drop(plugin);
                 });
                 let call = async { receiver.await.unwrap_or_else(|error| failed("CallLost", error.to_string())) };
-                self.wait(id, deadline, call).await
+                wait(instance, id, deadline, call).await
             }
         }
     }
 
-    async fn wait(&self, id: u64, deadline: Option<Duration>, call: impl Future<Output = Outcome>) -> Outcome {
-        let mut cancel = CancelOnDrop { instance: &self.instance, id: Some(id) };
-        let outcome = match deadline {
-            None => Some(call.await),
-            Some(deadline) => tokio::time::timeout(deadline, call).await.ok(),
-        };
-        match outcome {
-            Some(outcome) => {
-                cancel.id = None;
-                outcome
-            }
-            None => failed(DEADLINE_ERROR, format!("did not end within {} s", deadline.unwrap_or_default().as_secs_f64())),
-        }
-    }
-
-    /// Stops the plugin; its last call has ended.
+    /// Stops the plugin; its last call has ended. Blocks, and needs a tokio runtime around it.
     ///
     /// # Errors
     ///
-    /// What the plugin said, or its panic.
-    pub fn stop(&self) -> Result<(), CallError> {
-        self.instance.stop()
+    /// What the plugin said, or its panic; a plugin in a process of its own must also end within `deadline`.
+    pub fn stop(&self, deadline: Duration) -> Result<(), String> {
+        match &self.home {
+            Home::Here(instance) => instance.stop().map_err(|error| error.to_string()),
+            Home::Process(isolated) => tokio::runtime::Handle::current().block_on(isolated.stop(deadline)),
+        }
+    }
+}
+
+/// Waits for a call in this process, and cancels it at the deadline.
+async fn wait(instance: &Instance, id: u64, deadline: Option<Duration>, call: impl Future<Output = Outcome>) -> Outcome {
+    let mut cancel = CancelOnDrop { instance, id: Some(id) };
+    let outcome = match deadline {
+        None => Some(call.await),
+        Some(deadline) => tokio::time::timeout(deadline, call).await.ok(),
+    };
+    match outcome {
+        Some(outcome) => {
+            cancel.id = None;
+            outcome
+        }
+        None => failed(DEADLINE_ERROR, format!("did not end within {} s", deadline.unwrap_or_default().as_secs_f64())),
     }
 }
 

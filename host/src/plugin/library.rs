@@ -11,7 +11,7 @@ use std::path::Path;
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use qtasks_plugin_api::abi::ROOT_SYMBOL;
-use qtasks_plugin_api::abi::loaded::{Module, ModuleError};
+use qtasks_plugin_api::abi::loaded::{Layout, Module, ModuleError};
 
 /// Why a library could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -40,8 +40,9 @@ pub enum OpenError {
 /// # Safety
 ///
 /// The file's constructors run with all rights of this process, and its root symbol is believed to be what `export_plugin!`
-/// makes. The caller vouches for the file: the operator put it into the plugin directory, and its manifest was read.
-pub(crate) unsafe fn open(path: &Path) -> Result<Module, OpenError> {
+/// makes. The caller vouches for the file: the operator put it into the plugin directory, and its manifest was read. With
+/// [`Layout::ComparedBefore`] the caller also vouches that a probe by this host's version compared the layout of these very bytes.
+pub(crate) unsafe fn open(path: &Path, layout: Layout) -> Result<Module, OpenError> {
     // SAFETY: the caller vouches for the constructors.
     let opened = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) };
     let library = opened.map_err(|error| OpenError::Open(reason(&error)))?;
@@ -50,8 +51,8 @@ pub(crate) unsafe fn open(path: &Path) -> Result<Module, OpenError> {
     // Nothing is ever unloaded.
     std::mem::forget(library);
     let symbol = found.map_err(|_| OpenError::NoRoot)?;
-    // SAFETY: the caller vouches that the symbol is `export_plugin!`'s, and the library was just leaked.
-    Ok(unsafe { Module::from_root_symbol(symbol) }?)
+    // SAFETY: the caller vouches for the symbol and for a comparison before, and the library was just leaked.
+    Ok(unsafe { Module::from_root_symbol(symbol, layout) }?)
 }
 
 /// libloading says only "dlopen failed"; the linker's own words are in the source.

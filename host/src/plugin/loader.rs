@@ -4,210 +4,29 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use qtasks_plugin_api::abi::loaded::{CallError, Instance, Module};
-use qtasks_plugin_api::{Export, Init};
-use serde::{Serialize, Serializer};
+use qtasks_plugin_api::abi::loaded::{CallError, Instance, Layout, Module};
+use qtasks_plugin_api::{Export, HostServices, Init};
 use serde_json::value::to_raw_value;
 
+use super::bytes::{Digest, LibraryBytes};
 use super::discover::{Candidate, DiscoverError, discover};
-use super::instance::{Origin, Plugin};
+use super::elf;
+use super::instance::{Home, Origin, Plugin};
 use super::library::{self, OpenError};
+use super::load_error::{LoadErrorKind, chain};
 use super::manifest::{self, Manifest, ManifestError, ManifestText};
+use super::probe::{self, QuarantinedError};
+use super::process::guest::{Purpose, Start};
+use super::process::sandbox::Limits;
+use super::process::spawn::GuestError;
+use super::process::supervisor::{Isolated, Recipe};
+use super::report::{LoadReport, LoadState};
 use super::services::TracingServices;
-use super::settings::PluginSettings;
+use super::settings::{Isolation, PluginSettings};
+use super::verdicts::{Subject, Verdict, Verdicts};
 use crate::nearest::nearest_in;
-
-/// A plugin library that was refused.
-#[derive(Debug, thiserror::Error)]
-#[error("plugin library {} refused", path.display())]
-pub struct LoadError {
-    /// The file.
-    pub path: PathBuf,
-    /// Why.
-    #[source]
-    pub kind: LoadErrorKind,
-}
-
-/// Why a plugin library was refused.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum LoadErrorKind {
-    /// The file cannot be read.
-    #[error("unreadable")]
-    Read(#[from] DiscoverError),
-    /// The manifest is missing or wrong.
-    #[error(transparent)]
-    Manifest(#[from] ManifestError),
-    /// A plugin of this name is there already.
-    #[error("the name {name} is taken by {}; keep one of the two, or give one another package name", first.display())]
-    NameTaken {
-        /// The name.
-        name: String,
-        /// The file that has it.
-        first: PathBuf,
-    },
-    /// A task of this name is there already.
-    #[error("it provides the task {task}, as does the plugin {first}; disable one of them with [plugins.NAME] enabled = false")]
-    TaskTaken {
-        /// The task.
-        task: String,
-        /// The plugin that provides it already.
-        first: String,
-    },
-    /// The library cannot be opened.
-    #[error(transparent)]
-    Open(#[from] OpenError),
-    /// The library says something else than its file.
-    #[error("the library says another manifest when loaded than its file holds: {found}, expected {expected}; rebuild it")]
-    ManifestDiffers {
-        /// What the loaded library says.
-        found: String,
-        /// What the file says.
-        expected: String,
-    },
-    /// The configuration does not suit the plugin.
-    #[error("[plugins.{plugin}.config]: {message}{hint}")]
-    Config {
-        /// The plugin.
-        plugin: String,
-        /// What is wrong.
-        message: String,
-        /// The nearest known key, as words.
-        hint: String,
-    },
-    /// The plugin refused to be created, or panicked.
-    #[error("plugin {plugin} could not be created: {source}")]
-    Create {
-        /// The plugin.
-        plugin: String,
-        /// What it said.
-        source: CallError,
-    },
-    /// The plugin refused to start, or panicked.
-    #[error("plugin {plugin} did not start: {source}")]
-    Start {
-        /// The plugin.
-        plugin: String,
-        /// What it said.
-        source: CallError,
-    },
-}
-
-impl LoadErrorKind {
-    /// A stable code for scripts and for the documentation.
-    #[must_use]
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::Read(_) => "unreadable",
-            Self::Manifest(ManifestError::Abi { .. }) => "abi",
-            Self::Manifest(_) => "manifest",
-            Self::NameTaken { .. } => "name-taken",
-            Self::TaskTaken { .. } => "task-taken",
-            Self::Open(_) => "open",
-            Self::ManifestDiffers { .. } => "manifest-differs",
-            Self::Config { .. } => "config",
-            Self::Create { .. } => "create",
-            Self::Start { .. } => "start",
-        }
-    }
-}
-
-/// How a candidate ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LoadState {
-    /// Its manifest is good; it was not loaded.
-    Found,
-    /// Created and started.
-    Running,
-    /// The operator disabled it; it was not loaded.
-    Disabled,
-    /// Refused.
-    Refused,
-}
-
-/// What became of one candidate.
-///
-/// ```json
-/// {"path": "/plugins/libfallback.so", "state": "refused", "code": "abi", "reason": "…", "manifest": {…}}
-/// ```
-#[derive(Debug, Serialize)]
-pub struct LoadReport {
-    /// The file.
-    pub path: PathBuf,
-    /// How it ended.
-    pub state: LoadState,
-    /// What it declares, where that could be read.
-    pub manifest: Option<Manifest>,
-    /// Why it was refused: the whole chain of causes, and its code.
-    #[serde(flatten, serialize_with = "refusal")]
-    pub error: Option<LoadError>,
-}
-
-impl LoadReport {
-    fn new(candidate: &Candidate) -> Self {
-        Self { path: candidate.path.clone(), state: LoadState::Refused, manifest: None, error: None }
-    }
-
-    fn refused(&mut self, kind: impl Into<LoadErrorKind>) {
-        self.state = LoadState::Refused;
-        self.error = Some(LoadError { path: self.path.clone(), kind: kind.into() });
-    }
-
-    /// Looks at a candidate without loading it: runs nothing of its code.
-    #[must_use]
-    pub fn look(candidate: &Candidate) -> Self {
-        let mut report = Self::new(candidate);
-        match read_manifest(candidate) {
-            Ok(found) => {
-                report.state = LoadState::Found;
-                report.manifest = Some(found.manifest);
-            }
-            Err(kind) => report.refused(kind),
-        }
-        report
-    }
-
-    /// The plugin's name, where it could be read.
-    #[must_use]
-    pub fn name(&self) -> Option<&str> {
-        self.manifest.as_ref().map(|manifest| manifest.name.as_str())
-    }
-
-    /// Why it was refused, as one line: the error and all its causes.
-    #[must_use]
-    pub fn reason(&self) -> Option<String> {
-        self.error.as_ref().map(|error| chain(&error.kind))
-    }
-}
-
-fn refusal<S: Serializer>(error: &Option<LoadError>, serializer: S) -> Result<S::Ok, S::Error> {
-    #[derive(Serialize)]
-    struct Refusal<'a> {
-        #[serde(skip_serializing_if = "Option::is_none")]
-        code: Option<&'a str>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        reason: Option<String>,
-    }
-    let kind = error.as_ref().map(|error| &error.kind);
-    Refusal { code: kind.map(LoadErrorKind::code), reason: kind.map(|kind| chain(kind)) }.serialize(serializer)
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        // Some variants name their cause themselves.
-        if !text.ends_with(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
-}
 
 /// What became of a plugin directory.
 #[derive(Debug, Default)]
@@ -218,18 +37,72 @@ pub struct Loaded {
     pub reports: Vec<LoadReport>,
 }
 
+/// How libraries are loaded, whatever plugin they hold.
+#[derive(Debug, Clone)]
+pub struct LoadPolicy {
+    /// Each plugin's data directory is `STATE_DIR/plugins/NAME`; verdicts are in `STATE_DIR/verdicts`.
+    pub state_dir: PathBuf,
+    /// The `qtasks-host` binary, which is started as a guest to probe and to isolate. An application may name itself when it calls
+    /// [`run_if_asked`](super::process::guest::run_if_asked) first in `main`.
+    pub guest_program: Option<PathBuf>,
+    /// Whether bytes that this host has never loaded are loaded in a guest first. Without it a bad library may end the host.
+    pub probe: bool,
+    /// Longest time for a probe.
+    pub probe_deadline: Duration,
+}
+
 /// Loads plugins by the operator's settings.
 #[derive(Debug, Clone, Copy)]
 pub struct Loader<'a> {
     /// `[plugins.NAME]`.
     pub settings: &'a BTreeMap<String, PluginSettings>,
-    /// Each plugin's data directory is `STATE_DIR/plugins/NAME`.
-    pub state_dir: &'a Path,
+    /// How libraries are loaded.
+    pub policy: &'a LoadPolicy,
+}
+
+/// A candidate whose bytes and manifest were read.
+#[derive(Debug)]
+pub struct Inspected {
+    candidate: Candidate,
+    bytes: LibraryBytes,
+    manifest: ManifestText,
+}
+
+impl Inspected {
+    /// Reads a candidate's bytes, once, and its manifest. Runs nothing of it.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadErrorKind::Read`] or [`LoadErrorKind::Manifest`].
+    pub fn read(candidate: &Candidate) -> Result<Self, LoadErrorKind> {
+        let bytes = LibraryBytes::read(candidate)?;
+        let manifest = manifest::read(bytes.as_slice())?;
+        Ok(Self { candidate: candidate.clone(), bytes, manifest })
+    }
+
+    /// SHA-256 of the bytes.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.bytes.digest()
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.bytes.as_slice()
+    }
+
+    pub(super) fn into_manifest(self) -> Manifest {
+        self.manifest.manifest
+    }
+
+    fn subject(&self) -> Subject {
+        let plugin = self.manifest.manifest.name.clone();
+        Subject { digest: self.bytes.digest(), path: self.candidate.path.clone(), plugin }
+    }
 }
 
 impl Loader<'_> {
-    /// Loads what lies in `directory` beside what is loaded already. Runs the code of every library whose manifest is good, on
-    /// this thread.
+    /// Loads what lies in `directory` beside what is loaded already. Runs the code of every library whose manifest is good.
+    /// Blocks, and needs a tokio runtime around it where plugins are isolated.
     ///
     /// # Errors
     ///
@@ -252,10 +125,11 @@ impl Loader<'_> {
     ///
     /// [`DiscoverError`] when the directory cannot be listed; anything else is in the reports.
     pub fn look(&self, directory: &Path) -> Result<Vec<LoadReport>, DiscoverError> {
+        let verdicts = Verdicts::new(&self.policy.state_dir);
         let mut reports: Vec<LoadReport> = Vec::new();
         for candidate in discover(directory)? {
-            let mut report = LoadReport::look(&candidate);
-            if let Some(name) = report.name().map(str::to_owned) {
+            let mut report = LoadReport::look(&candidate, Some(&verdicts));
+            if let Some(name) = report.name().map(str::to_owned).filter(|_| report.state == LoadState::Found) {
                 let enabled = self.settings.get(&name).is_none_or(|settings| settings.enabled);
                 let taken = reports.iter().find(|other| other.state == LoadState::Found && other.name() == Some(&name));
                 match taken.map(|other| other.path.clone()) {
@@ -289,40 +163,109 @@ impl Loader<'_> {
         others: &[Arc<Plugin>],
         declared: &mut Option<Manifest>,
     ) -> Result<Option<Plugin>, LoadErrorKind> {
-        let in_file = read_manifest(candidate)?;
-        *declared = Some(in_file.manifest.clone());
-        let settings = self.settings.get(&in_file.manifest.name).cloned().unwrap_or_default();
+        let inspected = Inspected::read(candidate)?;
+        let manifest = declared.insert(inspected.manifest.manifest.clone());
+        let settings = self.settings.get(&manifest.name).cloned().unwrap_or_default();
         if !settings.enabled {
             return Ok(None);
         }
-        self.bring_up(candidate, in_file, settings, others).map(Some)
+        check_name(manifest, others)?;
+        check_tasks(manifest, others)?;
+        let layout = self.verify(&inspected)?;
+        self.bring_up(inspected, settings, layout).map(Some)
     }
 
-    /// The stages after the manifest was read: opens the library, compares, creates, starts.
+    /// The stages that decide whether bytes may be loaded: static check, quarantine, probe. Says whether the boundary's layout was
+    /// compared on the way.
     ///
     /// # Errors
     ///
     /// [`LoadErrorKind`], the first thing that is wrong.
-    pub fn bring_up(
+    pub fn verify(&self, inspected: &Inspected) -> Result<Layout, LoadErrorKind> {
+        elf::check(inspected.bytes.as_slice())?;
+        let verdicts = Verdicts::new(&self.policy.state_dir);
+        let subject = inspected.subject();
+        match verdicts.look(&subject.digest) {
+            Verdict::Good { .. } => Ok(Layout::ComparedBefore),
+            Verdict::Quarantined(quarantined) => Err(LoadErrorKind::Quarantined(QuarantinedError(*quarantined))),
+            Verdict::Unknown if !self.policy.probe => Ok(Layout::Compare),
+            Verdict::Unknown => {
+                let program = self.guest_program()?;
+                let manifest = &inspected.manifest.text;
+                let deadline = self.policy.probe_deadline;
+                probe::probe(program, inspected.bytes.descriptor(), manifest, &subject, &verdicts, deadline)?;
+                Ok(Layout::ComparedBefore)
+            }
+        }
+    }
+
+    fn guest_program(&self) -> Result<&Path, LoadErrorKind> {
+        self.policy.guest_program.as_deref().ok_or(LoadErrorKind::NoGuestProgram)
+    }
+
+    /// The stages after the bytes were found good: opens the library, compares manifests, creates, starts; here or in a process of
+    /// its own.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadErrorKind`], the first thing that is wrong.
+    pub fn bring_up(&self, inspected: Inspected, settings: PluginSettings, layout: Layout) -> Result<Plugin, LoadErrorKind> {
+        let origin = Origin::Library(inspected.candidate.path.clone());
+        let (manifest, home) = match settings.isolation {
+            Isolation::InProcess => self.open_here(inspected, &settings, layout)?,
+            Isolation::Process => self.open_in_process(inspected, &settings)?,
+        };
+        Ok(Plugin::new(manifest, origin, settings, home))
+    }
+
+    fn open_here(
         &self,
-        candidate: &Candidate,
-        in_file: ManifestText,
-        settings: PluginSettings,
-        others: &[Arc<Plugin>],
-    ) -> Result<Plugin, LoadErrorKind> {
-        let ManifestText { text: expected, manifest } = in_file;
-        check_name(&manifest, others)?;
-        check_tasks(&manifest, others)?;
-        #[expect(unsafe_code, reason = "the operator put this file into the plugin directory, and its manifest was read")]
-        // SAFETY: as said: the operator vouches for the file, which is what `open` asks for.
-        let module = unsafe { library::open(&candidate.path) }.map_err(log_layout_dump)?;
+        inspected: Inspected,
+        settings: &PluginSettings,
+        layout: Layout,
+    ) -> Result<(Manifest, Home), LoadErrorKind> {
+        let Inspected { bytes, manifest: ManifestText { text: expected, manifest }, .. } = inspected;
+        let path = bytes.into_dlopen_path();
+        #[expect(unsafe_code, reason = "the operator put this file into the plugin directory, and `verify` found it good")]
+        // SAFETY: as said: the operator vouches for the file; `layout` is what `verify` said of these very bytes, and the path leads
+        // to the sealed copy of them.
+        let module = unsafe { library::open(&path, layout) }.map_err(log_layout_dump)?;
         let found = module.manifest().map_err(ManifestError::from)?;
         if found != expected {
             let excerpt = |text: &str| text.chars().take(120).collect::<String>();
             return Err(LoadErrorKind::ManifestDiffers { found: excerpt(found), expected: excerpt(&expected) });
         }
-        let instance = self.create(module, &manifest, &settings)?;
-        Ok(Plugin::new(manifest, Origin::Library(candidate.path.clone()), settings, instance))
+        let instance = self.create(module, &manifest, settings)?;
+        Ok((manifest, Home::Here(instance)))
+    }
+
+    fn open_in_process(&self, inspected: Inspected, settings: &PluginSettings) -> Result<(Manifest, Home), LoadErrorKind> {
+        let Inspected { bytes, manifest: ManifestText { text, manifest }, .. } = inspected;
+        let init = self.init(&manifest, settings)?;
+        // The one place it may write to; made here, since the sandbox can name only what exists.
+        let prepared = std::fs::create_dir_all(&init.data_dir).and_then(|()| bytes.into_descriptor());
+        let failed = |source| isolated_error(&manifest, source);
+        let library = prepared.map_err(|error| failed(GuestError::Host(error)))?;
+        let recipe = Recipe {
+            program: self.guest_program()?.to_owned(),
+            library,
+            deadline: settings.start_deadline,
+            start: Start {
+                nonce: String::new(),
+                purpose: Purpose::Serve,
+                manifest: text,
+                limits: Limits {
+                    memory_bytes: settings.memory_mib.saturating_mul(1 << 20),
+                    cpu_seconds: None,
+                    descriptors: 1024,
+                    writable: Some(init.data_dir.clone()),
+                    network: true,
+                },
+                init,
+                max_level: TracingServices::new("".into()).max_level() as u32,
+            },
+        };
+        Ok((manifest.clone(), Home::Process(Isolated::start(recipe).map_err(failed)?)))
     }
 
     /// The operator's settings for a plugin that is linked into the application.
@@ -345,24 +288,28 @@ impl Loader<'_> {
         check_name(&manifest, others)?;
         check_tasks(&manifest, others)?;
         let instance = self.create(Module::linked_in::<P>(), &manifest, &settings)?;
-        Ok(Plugin::new(manifest, Origin::LinkedIn, settings, instance))
+        Ok(Plugin::new(manifest, Origin::LinkedIn, settings, Home::Here(instance)))
     }
 
-    fn create(&self, module: Module, manifest: &Manifest, settings: &PluginSettings) -> Result<Instance, LoadErrorKind> {
+    fn init(&self, manifest: &Manifest, settings: &PluginSettings) -> Result<Init, LoadErrorKind> {
         let config = to_raw_value(&settings.config).map_err(|error| LoadErrorKind::Config {
             plugin: manifest.name.clone(),
             message: error.to_string(),
             hint: String::new(),
         })?;
-        let init = Init {
+        Ok(Init {
             plugin: manifest.name.clone(),
-            data_dir: self.state_dir.join("plugins").join(&manifest.name),
+            data_dir: self.policy.state_dir.join("plugins").join(&manifest.name),
             config,
             host_version: env!("CARGO_PKG_VERSION").to_owned(),
-        };
+        })
+    }
+
+    fn create(&self, module: Module, manifest: &Manifest, settings: &PluginSettings) -> Result<Instance, LoadErrorKind> {
+        let init = self.init(manifest, settings)?;
         let services = TracingServices::new(manifest.name.as_str().into());
         let instance = module.create(&init, services).map_err(|source| create_error(manifest, source))?;
-        instance.start().map_err(|source| LoadErrorKind::Start { plugin: manifest.name.clone(), source })?;
+        instance.start().map_err(|source| LoadErrorKind::Start { plugin: manifest.name.clone(), said: source.to_string() })?;
         Ok(instance)
     }
 }
@@ -388,12 +335,18 @@ fn check_tasks(manifest: &Manifest, others: &[Arc<Plugin>]) -> Result<(), LoadEr
     Ok(())
 }
 
-fn read_manifest(candidate: &Candidate) -> Result<ManifestText, LoadErrorKind> {
-    Ok(manifest::read(&candidate.read()?)?)
-}
-
 fn linked_in_manifest<P: Export>() -> Result<Manifest, LoadErrorKind> {
     Ok(serde_json::from_str(P::MANIFEST).map_err(|error| ManifestError::Shape(error.to_string()))?)
+}
+
+fn isolated_error(manifest: &Manifest, source: GuestError) -> LoadErrorKind {
+    let plugin = manifest.name.clone();
+    match source {
+        GuestError::Refused { code, reason } if code == "config" => {
+            LoadErrorKind::Config { plugin, hint: nearest_in(&reason), message: reason }
+        }
+        source => LoadErrorKind::Isolated { plugin, source },
+    }
 }
 
 fn create_error(manifest: &Manifest, source: CallError) -> LoadErrorKind {
@@ -402,7 +355,7 @@ fn create_error(manifest: &Manifest, source: CallError) -> LoadErrorKind {
         CallError::Plugin(body) if body.kind == "ConfigError" => {
             LoadErrorKind::Config { plugin, hint: nearest_in(&body.message), message: body.message }
         }
-        source => LoadErrorKind::Create { plugin, source },
+        source => LoadErrorKind::Create { plugin, said: source.to_string() },
     }
 }
 

@@ -15,6 +15,9 @@ use serde::Deserialize;
 /// triggers = ["task_executor_run_task_trigger_error"]   # a subset of its handlers, or "global"
 /// deadline = 5.0                                   # seconds for one call
 /// answers = { task_executor_run_task_trigger_error = "first" }
+/// isolation = "in-process"                         # or "process": a supervised process of its own
+/// memory_mib = 4096                                # address space of that process
+/// start_deadline = 10.0                            # seconds until it must run there
 /// [plugins.fallback.config]                        # the plugin's own
 /// values = { add = 0 }
 /// ```
@@ -32,6 +35,13 @@ pub struct PluginSettings {
     pub deadline: Duration,
     /// What this plugin's answer does to the chain, per trigger; else what the trigger's own setting says.
     pub answers: BTreeMap<Trigger, AnswerMode>,
+    /// Where its code runs.
+    pub isolation: Isolation,
+    /// Address space of its own process, in MiB.
+    pub memory_mib: u64,
+    /// Longest time for it to be loaded, created and started in a process of its own.
+    #[serde(deserialize_with = "seconds")]
+    pub start_deadline: Duration,
     /// The plugin's own configuration.
     pub config: toml::Table,
 }
@@ -44,9 +54,23 @@ impl Default for PluginSettings {
             triggers: Triggers::Handled,
             deadline: Duration::from_secs(5),
             answers: BTreeMap::new(),
+            isolation: Isolation::InProcess,
+            memory_mib: 4096,
+            start_deadline: Duration::from_secs(10),
             config: toml::Table::new(),
         }
     }
+}
+
+/// Where a plugin's code runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Isolation {
+    /// In the host: fast, and a crash of it is a crash of the host.
+    #[default]
+    InProcess,
+    /// In a process of its own, limited and supervised.
+    Process,
 }
 
 /// Which triggers a plugin is asked for.

@@ -186,8 +186,10 @@ impl Kwargs {
 
 async fn call(subscription: &Subscription, trigger: Trigger, kwargs: &mut Kwargs) -> Outcome {
     let plugin = &subscription.plugin;
-    if subscription.mode == Mode::Inline {
-        return plugin.call_inline(subscription.entry, trigger.name(), kwargs.text());
+    if subscription.mode == Mode::Inline
+        && let Some(outcome) = plugin.call_inline(subscription.entry, trigger.name(), kwargs.text())
+    {
+        return outcome;
     }
     let deadline = Some(plugin.settings().deadline);
     plugin.call(subscription.entry, subscription.mode, trigger.name(), &kwargs.shared(), deadline).await

@@ -30,6 +30,15 @@ impl fmt::Debug for Module {
     }
 }
 
+/// Whether the boundary's layout is to be compared, which costs about as much as `dlopen` itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// Now.
+    Compare,
+    /// It was compared for exactly these bytes, by a process of this version.
+    ComparedBefore,
+}
+
 /// Why a root symbol is not a module that this host can call.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -67,17 +76,23 @@ impl Module {
     /// # Safety
     ///
     /// `symbol` must be the address of the static that `export_plugin!` exports as [`ROOT_SYMBOL`](super::ROOT_SYMBOL), in a
-    /// library that stays loaded until the process ends.
+    /// library that stays loaded until the process ends. With [`Layout::ComparedBefore`], exactly the same library bytes must have
+    /// passed [`Layout::Compare`] in a process of this version.
     ///
     /// # Errors
     ///
     /// [`ModuleError`] when the library's boundary is not this host's.
-    pub unsafe fn from_root_symbol(symbol: *const ()) -> Result<Self, ModuleError> {
+    pub unsafe fn from_root_symbol(symbol: *const (), layout: Layout) -> Result<Self, ModuleError> {
         // SAFETY: an `AbiHeaderRef` is a transparent reference to the header that every `LibHeader` begins with, and the caller
         // promises that `symbol` points to one for the rest of the process.
         let header = unsafe { std::mem::transmute::<*const (), AbiHeaderRef>(symbol) };
         let header: &'static LibHeader = header.upgrade().map_err(module_error)?;
-        header.init_root_module::<PluginModuleRef>().map(Self).map_err(module_error)
+        let module = match layout {
+            Layout::Compare => header.init_root_module::<PluginModuleRef>(),
+            // SAFETY: the caller promises that the layout of exactly these bytes was compared before.
+            Layout::ComparedBefore => unsafe { header.init_root_module_with_unchecked_layout::<PluginModuleRef>() },
+        };
+        module.map(Self).map_err(module_error)
     }
 
     /// The manifest as the library itself tells it.

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use qtasks_plugin_api::abi::loaded::Instance;
+use qtasks_plugin_api::abi::loaded::{Instance, Layout};
 use qtasks_plugin_api::manifest::Mode;
 use qtasks_plugin_api::{HostServices, Init, Level, LogLine};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
@@ -156,7 +156,7 @@ fn load(
     let before = Surroundings::now();
     #[expect(unsafe_code, reason = "this process exists to run this library's constructors")]
     // SAFETY: what they do stays in this process, which gave up its rights; the host checked the bytes and believes no word of it.
-    let opened = unsafe { library::open(&path) };
+    let opened = unsafe { library::open(&path, Layout::Compare) };
     let module = opened.map_err(|error| ("open".to_owned(), error.to_string()))?;
     *side_effects = before.changes_since();
     let found = module.manifest().map_err(|error| ("manifest".to_owned(), error.to_string()))?;

@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice, Read};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
@@ -21,6 +21,8 @@ pub(crate) struct Guest {
     child: Child,
     socket: UnixStream,
     nonce: String,
+    /// Its status was taken: from then on its number may be another process's.
+    reaped: bool,
 }
 
 /// Why a guest did not come up.
@@ -89,7 +91,7 @@ impl Guest {
             .map_err(|error| GuestError::Spawn { program: program.display().to_string(), reason: error.to_string() })?;
         // The command keeps the guest's end of the socket open until it is dropped, and with it the end of the stream hidden.
         drop(command);
-        let mut guest = Self { child, socket: ours, nonce: start.nonce.clone() };
+        let mut guest = Self { child, socket: ours, nonce: start.nonce.clone(), reaped: false };
         guest.send_start(library, start)?;
         Ok(guest)
     }
@@ -173,9 +175,16 @@ impl Guest {
                 return None;
             }
         }
-        let status = self.child.wait().ok();
-        self.kill_group();
-        status
+        self.reap()
+    }
+
+    /// Kills what is left of its group and takes its status. The group first, while its number is still its own.
+    fn reap(&mut self) -> Option<ExitStatus> {
+        if !self.reaped {
+            self.kill_group();
+            self.reaped = true;
+        }
+        self.child.wait().ok()
     }
 
     /// The end of what it printed, as words for a message. It has ended, so nothing more comes.
@@ -206,9 +215,7 @@ impl Guest {
 
     /// Kills it with its group, and takes its status so that no zombie stays.
     pub(crate) fn kill(&mut self) {
-        self.kill_group();
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.reap();
     }
 
     /// The socket, for a guest that goes on to serve.
@@ -224,9 +231,7 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        if matches!(self.child.try_wait(), Ok(None)) {
-            self.kill();
-        }
+        self.kill();
     }
 }
 
@@ -265,9 +270,4 @@ pub(crate) fn nonce() -> String {
 /// A descriptor of a library file, for a guest.
 pub(crate) fn open_library(path: &Path) -> io::Result<OwnedFd> {
     std::fs::File::open(path).map(OwnedFd::from)
-}
-
-/// A borrowed descriptor, for callers that hold an owned one.
-pub(crate) fn borrow(descriptor: &OwnedFd) -> BorrowedFd<'_> {
-    descriptor.as_fd()
 }

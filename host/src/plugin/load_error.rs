@@ -1,0 +1,150 @@
+//! Why a plugin library was refused.
+
+use std::path::PathBuf;
+
+use super::bytes::BytesError;
+use super::elf::ElfError;
+use super::library::OpenError;
+use super::manifest::ManifestError;
+use super::probe::{ProbeError, QuarantinedError};
+use super::process::spawn::GuestError;
+
+/// A plugin library that was refused.
+#[derive(Debug, thiserror::Error)]
+#[error("plugin library {} refused", path.display())]
+pub struct LoadError {
+    /// The file.
+    pub path: PathBuf,
+    /// Why.
+    #[source]
+    pub kind: LoadErrorKind,
+}
+
+/// Why a plugin library was refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadErrorKind {
+    /// The file cannot be read.
+    #[error("unreadable")]
+    Read(#[from] BytesError),
+    /// The manifest is missing or wrong.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// A plugin of this name is there already.
+    #[error("the name {name} is taken by {}; keep one of the two, or give one another package name", first.display())]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// The file that has it.
+        first: PathBuf,
+    },
+    /// A task of this name is there already.
+    #[error("it provides the task {task}, as does the plugin {first}; disable one of them with [plugins.NAME] enabled = false")]
+    TaskTaken {
+        /// The task.
+        task: String,
+        /// The plugin that provides it already.
+        first: String,
+    },
+    /// The library cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The static check found it damaged or unfit.
+    #[error("the static check refused it")]
+    Elf(#[from] ElfError),
+    /// These bytes are in quarantine.
+    #[error("it is in quarantine")]
+    Quarantined(#[source] QuarantinedError),
+    /// The probe refused it.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    /// Nothing to probe or to isolate with.
+    #[error(
+        "there is no guest program to probe it with, so it is not loaded; name the qtasks-host binary with `guest_program`, or set `probe = false` and load at your own risk"
+    )]
+    NoGuestProgram,
+    /// It does not come up in a process of its own.
+    #[error("plugin {plugin} does not run in a process of its own")]
+    Isolated {
+        /// The plugin.
+        plugin: String,
+        /// Why.
+        source: GuestError,
+    },
+    /// The library says something else than its file.
+    #[error("the library says another manifest when loaded than its file holds: {found}, expected {expected}; rebuild it")]
+    ManifestDiffers {
+        /// What the loaded library says.
+        found: String,
+        /// What the file says.
+        expected: String,
+    },
+    /// The configuration does not suit the plugin.
+    #[error("[plugins.{plugin}.config]: {message}{hint}")]
+    Config {
+        /// The plugin.
+        plugin: String,
+        /// What is wrong.
+        message: String,
+        /// The nearest known key, as words.
+        hint: String,
+    },
+    /// The plugin refused to be created, or panicked.
+    #[error("plugin {plugin} could not be created: {said}")]
+    Create {
+        /// The plugin.
+        plugin: String,
+        /// What it said.
+        said: String,
+    },
+    /// The plugin refused to start, or panicked.
+    #[error("plugin {plugin} did not start: {said}")]
+    Start {
+        /// The plugin.
+        plugin: String,
+        /// What it said.
+        said: String,
+    },
+}
+
+impl LoadErrorKind {
+    /// A stable code for scripts and for the documentation.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Read(_) => "unreadable",
+            Self::Manifest(ManifestError::Abi { .. }) => "abi",
+            Self::Manifest(_) => "manifest",
+            Self::NameTaken { .. } => "name-taken",
+            Self::TaskTaken { .. } => "task-taken",
+            Self::Open(_) => "open",
+            Self::Elf(error) => error.code(),
+            Self::Quarantined(_) => "quarantined",
+            Self::Probe(ProbeError::Quarantined(_)) => "probe-harm",
+            Self::Probe(ProbeError::Refused { .. }) => "probe-refused",
+            Self::Probe(_) => "probe-failed",
+            Self::NoGuestProgram => "no-guest-program",
+            Self::Isolated { .. } => "isolated",
+            Self::ManifestDiffers { .. } => "manifest-differs",
+            Self::Config { .. } => "config",
+            Self::Create { .. } => "create",
+            Self::Start { .. } => "start",
+        }
+    }
+}
+
+/// An error and all its causes, as one line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Some variants name their cause themselves.
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,118 @@
+//! The first load of bytes that this host has never loaded: in a guest process, under a deadline. Fails closed.
+
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use qtasks_plugin_api::Init;
+
+use super::process::guest::{Purpose, Start};
+use super::process::sandbox::Limits;
+use super::process::spawn::{Guest, GuestError, describe, nonce};
+use super::verdicts::{QuarantineKind, Quarantined, Subject, VerdictError, Verdicts};
+
+/// Address space of a probe: room for any library, none for a balloon.
+const PROBE_MEMORY: u64 = 2 << 30;
+/// A probe that has reported gets this long to end as programs end.
+const END: Duration = Duration::from_secs(1);
+
+/// What a probe came to, where it did not find the bytes good.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProbeError {
+    /// The bytes are in quarantine from now on.
+    #[error("the probe found it harmful")]
+    Quarantined(#[source] QuarantinedError),
+    /// The library cannot be loaded, and did no harm.
+    #[error("the probe could not load it: {reason}")]
+    Refused {
+        /// A stable code.
+        code: String,
+        /// Why.
+        reason: String,
+    },
+    /// No probe could be held, so the library is not loaded.
+    #[error("it could not be probed, so it is not loaded")]
+    Failed(#[source] GuestError),
+    /// The verdict could not be written down, so the library is not loaded.
+    #[error("it could not be probed, so it is not loaded")]
+    Verdict(#[from] VerdictError),
+}
+
+/// Bytes in quarantine, as an error.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{} ({}), seen {} time(s); replace the file, or lift it with `qtasks-host plugin quarantine clear {}`",
+    .0.evidence, .0.kind.name(), .0.count, .0.plugin
+)]
+pub struct QuarantinedError(pub Quarantined);
+
+/// Probes the library behind `library`, and writes the verdict down.
+///
+/// # Errors
+///
+/// [`ProbeError`], unless the bytes are good.
+pub(super) fn probe(
+    program: &Path,
+    library: BorrowedFd<'_>,
+    manifest: &str,
+    subject: &Subject,
+    verdicts: &Verdicts,
+    deadline: Duration,
+) -> Result<(), ProbeError> {
+    verdicts.begin(subject)?;
+    let start = start(manifest, subject, deadline);
+    let probed = Guest::start(program, library, &start).and_then(|mut guest| {
+        let report = guest.report(deadline)?;
+        // It has said that it is well; now it must also end well.
+        match guest.wait(Instant::now() + END) {
+            Some(status) if status.success() => Ok(report.side_effects),
+            Some(status) => Err(GuestError::Died { ended: format!("{} at its end", describe(status)), output: String::new() }),
+            None => Err(GuestError::Deadline(END)),
+        }
+    });
+    let harm = match probed {
+        Ok(side_effects) => {
+            if !side_effects.is_empty() {
+                tracing::warn!(path = %subject.path.display(), "loading the library has side effects: {}", side_effects.join("; "));
+            }
+            return Ok(verdicts.good(subject, side_effects)?);
+        }
+        Err(error @ (GuestError::Died { .. } | GuestError::Nonsense(_))) => (QuarantineKind::Crash, error.to_string()),
+        Err(error @ GuestError::Deadline(_)) => (QuarantineKind::TimeOut, error.to_string()),
+        Err(GuestError::Refused { code, reason }) if code == "manifest-differs" => (QuarantineKind::LyingManifest, reason),
+        Err(GuestError::Refused { code, reason }) => {
+            verdicts.forget(subject);
+            return Err(ProbeError::Refused { code, reason });
+        }
+        Err(error @ (GuestError::Spawn { .. } | GuestError::Host(_))) => {
+            verdicts.forget(subject);
+            return Err(ProbeError::Failed(error));
+        }
+    };
+    let quarantined = verdicts.quarantine(subject, harm.0, harm.1)?;
+    Err(ProbeError::Quarantined(QuarantinedError(quarantined)))
+}
+
+fn start(manifest: &str, subject: &Subject, deadline: Duration) -> Start {
+    Start {
+        nonce: nonce(),
+        purpose: Purpose::Probe,
+        manifest: manifest.to_owned(),
+        init: Init {
+            plugin: subject.plugin.clone(),
+            data_dir: std::path::PathBuf::new(),
+            config: Box::default(),
+            host_version: env!("CARGO_PKG_VERSION").to_owned(),
+        },
+        limits: Limits {
+            memory_bytes: PROBE_MEMORY,
+            // The deadline is wall time; this ends a spinning probe even if the host is gone.
+            cpu_seconds: Some(deadline.as_secs() + 1),
+            descriptors: 64,
+            writable: None,
+            network: false,
+        },
+        max_level: 0,
+    }
+}

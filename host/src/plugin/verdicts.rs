@@ -1,0 +1,350 @@
+//! What is known of library bytes from before: probed and found good, or quarantined, with the reason.
+//!
+//! One small JSON file per SHA-256 digest in the host's state directory, written to a temporary name and renamed. A verdict holds
+//! for exactly these bytes and exactly this host; a file that cannot be read, is not ours, or is of another host counts as absent.
+//! Before a probe starts the digest is noted as *probing*, so that even a power cut names the culprit.
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use super::bytes::Digest;
+use qtasks_plugin_api::abi::{ABI_MAJOR, ABI_MINOR};
+
+/// Largest verdict file that is read: 64 KiB.
+const MAX_FILE: u64 = 64 << 10;
+/// Most verdicts that are kept; the oldest go first.
+const MAX_ENTRIES: usize = 20_000;
+
+/// What was wrong with quarantined bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum QuarantineKind {
+    /// Its process died while it was loaded.
+    Crash,
+    /// It was not loaded in time.
+    TimeOut,
+    /// The library says another manifest when loaded than its file holds.
+    LyingManifest,
+    /// A probe began and no end is on record: the machine or the host went down with it.
+    Unfinished,
+    /// The host died while it ran code of this plugin.
+    KilledTheHost,
+    /// Its process failed again and again.
+    RepeatedFailure,
+}
+
+impl QuarantineKind {
+    /// Its name in messages and files.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Crash => "crash",
+            Self::TimeOut => "time-out",
+            Self::LyingManifest => "lying-manifest",
+            Self::Unfinished => "unfinished",
+            Self::KilledTheHost => "killed-the-host",
+            Self::RepeatedFailure => "repeated-failure",
+        }
+    }
+}
+
+/// Bytes that are refused from now on, and why.
+///
+/// ```json
+/// {"digest": "…", "path": "/plugins/libx.so", "plugin": "x", "kind": "crash", "evidence": "was killed by signal 11 (SIGSEGV)",
+///  "since": 1795333232, "count": 2}
+/// ```
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Quarantined {
+    /// SHA-256 of the bytes.
+    pub digest: Digest,
+    /// Where the bytes were found last.
+    pub path: PathBuf,
+    /// The plugin's name.
+    pub plugin: String,
+    /// What was wrong.
+    pub kind: QuarantineKind,
+    /// What was seen.
+    pub evidence: String,
+    /// Seconds since the Unix epoch.
+    pub since: u64,
+    /// How often.
+    pub count: u32,
+}
+
+/// What is known of some bytes.
+#[derive(Debug, Clone)]
+pub enum Verdict {
+    /// Nothing that holds for this host.
+    Unknown,
+    /// Probed by this host, loaded without harm, and the boundary's layout compared.
+    Good {
+        /// What loading changed in the probe's process.
+        side_effects: Vec<String>,
+    },
+    /// Refused until somebody lifts it.
+    Quarantined(Box<Quarantined>),
+}
+
+/// The file of one digest.
+#[derive(Debug, Serialize, Deserialize)]
+struct Entry {
+    /// Host version and ABI that the verdict was found with.
+    host: String,
+    state: State,
+    /// The process that is at it, for `probing`.
+    #[serde(default)]
+    process: Option<ProcessMark>,
+    #[serde(default)]
+    side_effects: Vec<String>,
+    subject: Subject,
+    #[serde(default)]
+    quarantined: Option<Quarantined>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum State {
+    Probing,
+    Good,
+    Quarantined,
+}
+
+/// Whose bytes they are.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Subject {
+    pub(super) digest: Digest,
+    pub(super) path: PathBuf,
+    pub(super) plugin: String,
+}
+
+/// A process that cannot be mistaken for a later one of the same number.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct ProcessMark {
+    pid: u32,
+    /// Field 22 of `/proc/PID/stat`, in clock ticks since boot (proc(5)).
+    started: u64,
+    /// `/proc/sys/kernel/random/boot_id`.
+    boot: String,
+}
+
+impl ProcessMark {
+    fn of(pid: u32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The second field is a name in parentheses that may hold anything, so counting begins behind it.
+        let started = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
+        Some(Self { pid, started, boot })
+    }
+
+    fn is_alive(&self) -> bool {
+        Self::of(self.pid).is_some_and(|now| now == *self)
+    }
+}
+
+/// Why a verdict could not be written down.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write the verdict {}; make the state directory writable for the host, or name another with `state_dir`", path.display())]
+pub struct VerdictError {
+    path: PathBuf,
+    source: std::io::Error,
+}
+
+/// The verdicts of one state directory.
+#[derive(Debug, Clone)]
+pub struct Verdicts {
+    directory: PathBuf,
+}
+
+/// Which host a verdict holds for.
+fn this_host() -> String {
+    format!("{} abi {ABI_MAJOR}.{ABI_MINOR}", env!("CARGO_PKG_VERSION"))
+}
+
+impl Verdicts {
+    /// The verdicts below `state_dir`. Nothing is made before something is written.
+    #[must_use]
+    pub fn new(state_dir: &Path) -> Self {
+        Self { directory: state_dir.join("verdicts") }
+    }
+
+    /// What is known of these bytes. A quarantine holds for every host version; `good` only for this one.
+    #[must_use]
+    pub fn look(&self, digest: &Digest) -> Verdict {
+        let Some(entry) = self.read(&self.file(digest)).filter(|entry| entry.subject.digest == *digest) else {
+            return Verdict::Unknown;
+        };
+        match (entry.state, entry.quarantined) {
+            (State::Quarantined, Some(quarantined)) => Verdict::Quarantined(Box::new(quarantined)),
+            (State::Good, _) if entry.host == this_host() => Verdict::Good { side_effects: entry.side_effects },
+            // Somebody else is at it right now; this host asks for itself.
+            (State::Probing, _) if entry.process.as_ref().is_some_and(ProcessMark::is_alive) => Verdict::Unknown,
+            (State::Probing, before) => Verdict::Quarantined(Box::new(quarantined(
+                &entry.subject,
+                QuarantineKind::Unfinished,
+                "a probe of it began and never ended: the host or the machine went down".to_owned(),
+                before.map_or(0, |before| before.count),
+            ))),
+            _ => Verdict::Unknown,
+        }
+    }
+
+    /// Notes that a probe begins.
+    pub(super) fn begin(&self, subject: &Subject) -> Result<(), VerdictError> {
+        let process = ProcessMark::of(std::process::id());
+        self.write(Entry {
+            host: this_host(),
+            state: State::Probing,
+            process,
+            side_effects: Vec::new(),
+            subject: subject.clone(),
+            quarantined: None,
+        })
+    }
+
+    /// Notes that the bytes are good.
+    pub(super) fn good(&self, subject: &Subject, side_effects: Vec<String>) -> Result<(), VerdictError> {
+        let entry = Entry {
+            host: this_host(),
+            state: State::Good,
+            process: None,
+            side_effects,
+            subject: subject.clone(),
+            quarantined: None,
+        };
+        self.write(entry)
+    }
+
+    /// Forgets the bytes: a probe that could not be held says nothing about them.
+    pub(super) fn forget(&self, subject: &Subject) {
+        // Gone already is as good as removed.
+        let _ = fs::remove_file(self.file(&subject.digest));
+    }
+
+    /// Quarantines the bytes.
+    pub(super) fn quarantine(
+        &self,
+        subject: &Subject,
+        kind: QuarantineKind,
+        evidence: String,
+    ) -> Result<Quarantined, VerdictError> {
+        let before = self.read(&self.file(&subject.digest)).and_then(|entry| entry.quarantined).map_or(0, |before| before.count);
+        let quarantined = quarantined(subject, kind, evidence, before);
+        self.write(Entry {
+            host: this_host(),
+            state: State::Quarantined,
+            process: None,
+            side_effects: Vec::new(),
+            subject: subject.clone(),
+            quarantined: Some(quarantined.clone()),
+        })?;
+        Ok(quarantined)
+    }
+
+    /// Everything in quarantine, by path.
+    #[must_use]
+    pub fn quarantined(&self) -> Vec<Quarantined> {
+        let mut found: Vec<Quarantined> = self
+            .files()
+            .into_iter()
+            .filter_map(|path| self.read(&path))
+            .filter_map(|entry| match self.look(&entry.subject.digest) {
+                Verdict::Quarantined(quarantined) => Some(*quarantined),
+                _ => None,
+            })
+            .collect();
+        found.sort_by(|left, right| left.path.cmp(&right.path));
+        found
+    }
+
+    /// Lifts the quarantine of bytes whose digest begins with `which`, or whose plugin has this name; of all, without one. Gives
+    /// what was lifted.
+    ///
+    /// # Errors
+    ///
+    /// [`VerdictError`] when a file cannot be removed.
+    pub fn clear(&self, which: Option<&str>) -> Result<Vec<Quarantined>, VerdictError> {
+        let wanted =
+            |entry: &Quarantined| which.is_none_or(|which| entry.plugin == which || entry.digest.to_string().starts_with(which));
+        let found: Vec<Quarantined> = self.quarantined().into_iter().filter(wanted).collect();
+        for entry in &found {
+            let path = self.file(&entry.digest);
+            fs::remove_file(&path).map_err(|source| VerdictError { path, source })?;
+        }
+        Ok(found)
+    }
+
+    fn file(&self, digest: &Digest) -> PathBuf {
+        self.directory.join(format!("{digest}.json"))
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        let Ok(entries) = fs::read_dir(&self.directory) else { return Vec::new() };
+        let paths = entries.flatten().map(|entry| entry.path());
+        paths.filter(|path| path.extension().is_some_and(|extension| extension == "json")).take(MAX_ENTRIES * 2).collect()
+    }
+
+    /// A file that is foreign, writable by others, too large or damaged counts as absent.
+    fn read(&self, path: &Path) -> Option<Entry> {
+        let metadata = fs::symlink_metadata(path).ok()?;
+        let ours = metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & 0o022 == 0;
+        if !metadata.is_file() || !ours || metadata.len() > MAX_FILE {
+            tracing::warn!(path = %path.display(), "a verdict that is not this host's own is ignored");
+            return None;
+        }
+        serde_json::from_slice(&fs::read(path).ok()?).ok()
+    }
+
+    fn write(&self, entry: Entry) -> Result<(), VerdictError> {
+        let path = self.file(&entry.subject.digest);
+        let failed = |source| VerdictError { path: path.clone(), source };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.directory).map_err(failed)?;
+        let json = serde_json::to_vec(&entry).map_err(|error| failed(error.into()))?;
+        let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+        let write = || -> std::io::Result<()> {
+            let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).open(&temporary)?;
+            file.write_all(&json)?;
+            // Only what is on the disk survives a power cut, which is what `probing` is for.
+            file.sync_all()?;
+            fs::rename(&temporary, &path)
+        };
+        write().map_err(|source| {
+            let _ = fs::remove_file(&temporary);
+            failed(source)
+        })?;
+        self.prune();
+        Ok(())
+    }
+
+    fn prune(&self) {
+        let files = self.files();
+        if files.len() <= MAX_ENTRIES {
+            return;
+        }
+        let mut aged: Vec<(SystemTime, PathBuf)> =
+            files.into_iter().filter_map(|path| Some((fs::metadata(&path).ok()?.modified().ok()?, path))).collect();
+        aged.sort();
+        let excess = aged.len() - MAX_ENTRIES;
+        for (_, path) in aged.into_iter().take(excess) {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+fn quarantined(subject: &Subject, kind: QuarantineKind, evidence: String, before: u32) -> Quarantined {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    Quarantined {
+        digest: subject.digest,
+        path: subject.path.clone(),
+        plugin: subject.plugin.clone(),
+        kind,
+        evidence,
+        since,
+        count: before.saturating_add(1),
+    }
+}
