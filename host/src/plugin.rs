@@ -18,6 +18,8 @@ pub mod load_error;
 pub mod report;
 pub mod loader;
 pub mod instance;
+pub(crate) mod culprit;
+pub mod fatal;
 pub mod registry;
 pub mod services;
 pub mod settings;

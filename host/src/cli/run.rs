@@ -62,6 +62,9 @@ pub(super) fn run(arguments: &RunArguments) -> anyhow::Result<ExitStatus> {
     let settings = arguments.settings.settings()?;
     let bar = log::progress_bar(!arguments.no_progress);
     log::install(&settings.log, &bar)?;
+    if let Err(error) = qtasks_host::plugin::fatal::name_culprits(&settings.state_dir) {
+        tracing::warn!("a plugin that ends this process will not be named: {}: {error}", settings.state_dir.display());
+    }
     let input = Input::open(&arguments.tasks)?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
     let status = runtime.block_on(run_tasks(App::new(settings), input, &bar));

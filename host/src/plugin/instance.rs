@@ -11,6 +11,7 @@ use qtasks_plugin_api::manifest::Mode;
 use serde::Serialize;
 use tokio::sync::oneshot;
 
+use super::culprit::{Culprit, inside};
 use super::manifest::Manifest;
 use super::process::supervisor::Isolated;
 use super::settings::PluginSettings;
@@ -53,8 +54,8 @@ pub struct Plugin {
 /// Where a plugin's code runs.
 #[derive(Debug)]
 pub(super) enum Home {
-    /// In this process.
-    Here(Instance),
+    /// In this process, with its mark for the threads it runs on.
+    Here(Instance, Option<&'static Culprit>),
     /// In a process of its own.
     Process(Isolated),
 }
@@ -108,7 +109,7 @@ impl Plugin {
     #[must_use]
     pub fn call_inline(&self, entry: u32, name: &str, input: &str) -> Option<Outcome> {
         match &self.home {
-            Home::Here(instance) => Some(checked(instance.call(0, entry, name, input))),
+            Home::Here(instance, mark) => Some(inside(*mark, || checked(instance.call(0, entry, name, input)))),
             Home::Process(_) => None,
         }
     }
@@ -128,16 +129,16 @@ impl Plugin {
         N: AsRef<str> + Send + 'static,
     {
         let id = NEXT_CALL.fetch_add(1, Ordering::Relaxed);
-        let instance = match &self.home {
-            Home::Here(instance) => instance,
+        let (instance, mark) = match &self.home {
+            Home::Here(instance, mark) => (instance, *mark),
             Home::Process(isolated) => return isolated.call(id, entry, mode, name.as_ref(), input, deadline).await,
         };
         match mode {
-            Mode::Inline => checked(instance.call(id, entry, name.as_ref(), input)),
+            Mode::Inline => inside(mark, || checked(instance.call(id, entry, name.as_ref(), input))),
             Mode::Blocking => {
                 let (plugin, input) = (Arc::clone(self), Arc::clone(input));
                 let call = tokio::task::spawn_blocking(move || match &plugin.home {
-                    Home::Here(instance) => checked(instance.call(id, entry, name.as_ref(), &input)),
+                    Home::Here(instance, mark) => inside(*mark, || checked(instance.call(id, entry, name.as_ref(), &input))),
                     Home::Process(_) => failed("CallLost", "the plugin moved to another process".to_owned()),
                 });
                 let call = async { call.await.unwrap_or_else(|error| failed("CallLost", error.to_string())) };
@@ -146,12 +147,13 @@ impl Plugin {
             Mode::Async => {
                 let (sender, receiver) = oneshot::channel();
                 let plugin = Arc::clone(self);
-                instance.call_async(id, entry, name.as_ref(), input, move |outcome| {
+                let then = move |outcome| {
                     // A receiver that is gone has stopped waiting at its deadline.
                     let _ = sender.send(checked(outcome));
                     // Only now: a call that goes on after its deadline must not lose its plugin.
                     drop(plugin);
-                });
+                };
+                inside(mark, || instance.call_async(id, entry, name.as_ref(), input, then));
                 let call = async { receiver.await.unwrap_or_else(|error| failed("CallLost", error.to_string())) };
                 wait(instance, id, deadline, call).await
             }
@@ -165,7 +167,7 @@ impl Plugin {
     /// What the plugin said, or its panic; a plugin in a process of its own must also end within `deadline`.
     pub fn stop(&self, deadline: Duration) -> Result<(), String> {
         match &self.home {
-            Home::Here(instance) => instance.stop().map_err(|error| error.to_string()),
+            Home::Here(instance, mark) => inside(*mark, || instance.stop()).map_err(|error| error.to_string()),
             Home::Process(isolated) => tokio::runtime::Handle::current().block_on(isolated.stop(deadline)),
         }
     }

@@ -11,6 +11,7 @@ use qtasks_plugin_api::{Export, HostServices, Init};
 use serde_json::value::to_raw_value;
 
 use super::bytes::{Digest, LibraryBytes};
+use super::culprit::{self, Culprit, Record};
 use super::discover::{Candidate, DiscoverError, discover};
 use super::elf;
 use super::instance::{Home, Origin, Plugin};
@@ -25,7 +26,7 @@ use super::process::supervisor::{Isolated, Recipe};
 use super::report::{LoadReport, LoadState};
 use super::services::TracingServices;
 use super::settings::{Isolation, PluginSettings};
-use super::verdicts::{Subject, Verdict, Verdicts};
+use super::verdicts::{QuarantineKind, Subject, Verdict, Verdicts};
 use crate::nearest::nearest_in;
 
 /// What became of a plugin directory.
@@ -108,6 +109,7 @@ impl Loader<'_> {
     ///
     /// [`DiscoverError`] when the directory cannot be listed; anything else is in the reports.
     pub fn load_directory(&self, directory: &Path, loaded: &mut Loaded) -> Result<(), DiscoverError> {
+        self.quarantine_culprits();
         for candidate in discover(directory)? {
             let report = self.load(&candidate, &mut loaded.plugins);
             if let Some(error) = &report.error {
@@ -199,6 +201,18 @@ impl Loader<'_> {
         }
     }
 
+    /// Keeps out what ended an earlier host.
+    fn quarantine_culprits(&self) {
+        let verdicts = Verdicts::new(&self.policy.state_dir);
+        for Record { plugin, path, digest, cause } in culprit::take_records(&self.policy.state_dir) {
+            let evidence = format!("the host ended ({cause}) while it ran code of this plugin");
+            let subject = Subject { digest, path, plugin };
+            if let Err(error) = verdicts.quarantine(&subject, QuarantineKind::KilledTheHost, evidence) {
+                tracing::error!("{}", chain(&error));
+            }
+        }
+    }
+
     fn guest_program(&self) -> Result<&Path, LoadErrorKind> {
         self.policy.guest_program.as_deref().ok_or(LoadErrorKind::NoGuestProgram)
     }
@@ -224,19 +238,21 @@ impl Loader<'_> {
         settings: &PluginSettings,
         layout: Layout,
     ) -> Result<(Manifest, Home), LoadErrorKind> {
-        let Inspected { bytes, manifest: ManifestText { text: expected, manifest }, .. } = inspected;
+        let Inspected { candidate, bytes, manifest: ManifestText { text: expected, manifest } } = inspected;
+        let mark = Culprit::leak(&manifest.name, &manifest.version, &candidate.path, bytes.digest());
         let path = bytes.into_dlopen_path();
         #[expect(unsafe_code, reason = "the operator put this file into the plugin directory, and `verify` found it good")]
         // SAFETY: as said: the operator vouches for the file; `layout` is what `verify` said of these very bytes, and the path leads
         // to the sealed copy of them.
-        let module = unsafe { library::open(&path, layout) }.map_err(log_layout_dump)?;
+        let opened = culprit::inside(Some(mark), || unsafe { library::open(&path, layout) });
+        let module = opened.map_err(log_layout_dump)?;
         let found = module.manifest().map_err(ManifestError::from)?;
         if found != expected {
             let excerpt = |text: &str| text.chars().take(120).collect::<String>();
             return Err(LoadErrorKind::ManifestDiffers { found: excerpt(found), expected: excerpt(&expected) });
         }
-        let instance = self.create(module, &manifest, settings)?;
-        Ok((manifest, Home::Here(instance)))
+        let instance = culprit::inside(Some(mark), || self.create(module, &manifest, settings))?;
+        Ok((manifest, Home::Here(instance, Some(mark))))
     }
 
     fn open_in_process(&self, inspected: Inspected, settings: &PluginSettings) -> Result<(Manifest, Home), LoadErrorKind> {
@@ -288,7 +304,7 @@ impl Loader<'_> {
         check_name(&manifest, others)?;
         check_tasks(&manifest, others)?;
         let instance = self.create(Module::linked_in::<P>(), &manifest, &settings)?;
-        Ok(Plugin::new(manifest, Origin::LinkedIn, settings, Home::Here(instance)))
+        Ok(Plugin::new(manifest, Origin::LinkedIn, settings, Home::Here(instance, None)))
     }
 
     fn init(&self, manifest: &Manifest, settings: &PluginSettings) -> Result<Init, LoadErrorKind> {

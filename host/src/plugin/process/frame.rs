@@ -3,7 +3,7 @@
 //! A frame is `length: u32 | kind: u8 | id: u64 | payload`, little-endian; `length` counts what follows it. Both sides take at most
 //! [`MAX_FRAME`] bytes and believe nothing of what they read: a guest runs foreign code, and may write what it likes.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 
 use qtasks_plugin_api::abi::loaded::Received;
 use qtasks_plugin_api::bounds;
@@ -108,11 +108,6 @@ pub(crate) fn read(stream: &mut impl Read) -> Result<Frame, FrameError> {
     let mut body = vec![0; checked_length(prefix)?];
     stream.read_exact(&mut body)?;
     decode(body)
-}
-
-/// Writes one frame.
-pub(crate) fn write(stream: &mut impl Write, kind: Kind, id: u64, payload: &[&[u8]]) -> io::Result<()> {
-    stream.write_all(&encode(kind, id, payload))
 }
 
 /// A call's payload: `entry: u32 | mode: u8 | name length: u16 | name | input`.

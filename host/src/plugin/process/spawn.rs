@@ -266,8 +266,3 @@ fn signal_name(signal: i32) -> &'static str {
 pub(crate) fn nonce() -> String {
     uuid::Uuid::new_v4().simple().to_string()
 }
-
-/// A descriptor of a library file, for a guest.
-pub(crate) fn open_library(path: &Path) -> io::Result<OwnedFd> {
-    std::fs::File::open(path).map(OwnedFd::from)
-}

@@ -1,0 +1,93 @@
+//! Who is running on this thread: so that a plugin that ends the host is named, and kept out of the next start.
+//!
+//! A call into a plugin in this process marks its thread. When the process dies of a signal or by `exit()` while a thread is
+//! marked, `fatal` writes the mark to standard error and to a file in the state directory; [`take_records`] reads that file at the
+//! next start.
+
+use std::cell::Cell;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::bytes::Digest;
+
+/// Largest file of records that is read: 1 MiB.
+const MAX_RECORDS: u64 = 1 << 20;
+
+/// Who runs on a thread. Lives until the process ends, since a signal may ask at any time.
+#[derive(Debug)]
+pub(super) struct Culprit {
+    /// `plugin fallback 0.1.0 (/plugins/libfallback.so)`
+    pub(super) name: String,
+    /// The beginning of the record: an object without its last brace, to which the cause is added.
+    pub(super) record: String,
+}
+
+/// A plugin that ended a host.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Record {
+    pub(super) plugin: String,
+    pub(super) path: PathBuf,
+    pub(super) digest: Digest,
+    /// `signal 11`, or `exit`.
+    #[serde(default)]
+    pub(super) cause: String,
+}
+
+thread_local! {
+    static INSIDE: Cell<Option<&'static Culprit>> = const { Cell::new(None) };
+}
+
+impl Culprit {
+    /// Makes the mark of a plugin. Its memory stays until the process ends.
+    pub(super) fn leak(plugin: &str, version: &str, path: &Path, digest: Digest) -> &'static Self {
+        let record = Record { plugin: plugin.to_owned(), path: path.to_owned(), digest, cause: String::new() };
+        let mut record = serde_json::to_value(record).unwrap_or_default();
+        if let Some(members) = record.as_object_mut() {
+            members.remove("cause");
+        }
+        let mut record = record.to_string();
+        record.pop();
+        Box::leak(Box::new(Self { name: format!("plugin {plugin} {version} ({})", path.display()), record }))
+    }
+}
+
+/// Runs `body` with this thread marked.
+pub(super) fn inside<T>(culprit: Option<&'static Culprit>, body: impl FnOnce() -> T) -> T {
+    // Restored also when `body` unwinds: a guard inside of it may let a panic of the host's own through.
+    struct Restore(Option<&'static Culprit>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            INSIDE.set(self.0);
+        }
+    }
+    let _restore = Restore(INSIDE.replace(culprit));
+    body()
+}
+
+/// Who runs on this thread. Safe to ask from a signal handler: a plain load of a thread-local without constructor.
+pub(super) fn on_this_thread() -> Option<&'static Culprit> {
+    INSIDE.get()
+}
+
+/// The file of records.
+pub(super) fn file(state_dir: &Path) -> PathBuf {
+    state_dir.join("culprits.jsonl")
+}
+
+/// Takes what earlier hosts recorded; a damaged line is left out.
+pub(super) fn take_records(state_dir: &Path) -> Vec<Record> {
+    let path = file(state_dir);
+    if !fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_file() && metadata.len() <= MAX_RECORDS) {
+        return Vec::new();
+    }
+    let Ok(text) = fs::read_to_string(&path) else { return Vec::new() };
+    let records: Vec<Record> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    if !text.is_empty()
+        && let Err(error) = fs::File::create(&path)
+    {
+        tracing::warn!("cannot empty {}: {error}", path.display());
+    }
+    records
+}
