@@ -15,7 +15,8 @@ use crate::settings::Settings;
 use crate::task::{Middleware, TaskExecutor, TaskLimits, TaskRegistry, TaskRegistryError};
 use crate::trigger::Dispatcher;
 
-type LinkedIn = Box<dyn FnOnce(&Loader<'_>) -> Result<Plugin, LoadErrorKind> + Send>;
+/// Gives the plugin's name, and the plugin unless the operator disabled it.
+type LinkedIn = Box<dyn FnOnce(&Loader<'_>) -> Result<(String, Option<Plugin>), LoadErrorKind> + Send>;
 
 /// An application before its start: register tasks, link plugins in, then [`App::start`].
 ///
@@ -133,8 +134,11 @@ impl App {
         self.linked_in.push(Box::new(move |loader| {
             let name = loader.name_of::<P>()?;
             let settings = loader.settings.get(&name).cloned().unwrap_or_default();
+            if !settings.enabled {
+                return Ok((name, None));
+            }
             let triggers = if settings.triggers == Triggers::Handled { triggers } else { settings.triggers.clone() };
-            loader.linked_in::<P>(PluginSettings { triggers, ..settings })
+            Ok((name, Some(loader.linked_in::<P>(PluginSettings { triggers, ..settings })?)))
         }));
         self
     }
@@ -161,13 +165,20 @@ impl App {
         let Self { settings, tasks, middlewares, linked_in } = self;
         let loader = Loader { settings: &settings.plugins, state_dir: &settings.state_dir };
         let mut loaded = Loaded::default();
+        let mut linked_names = Vec::new();
         for link in linked_in {
-            loaded.plugins.push(Arc::new(link(&loader).map_err(StartError::LinkedIn)?));
+            let (name, plugin) = link(&loader).map_err(StartError::LinkedIn)?;
+            if linked_names.contains(&name) {
+                let first = "a plugin linked into the application".into();
+                return Err(StartError::LinkedIn(LoadErrorKind::NameTaken { name, first }));
+            }
+            loaded.plugins.extend(plugin.map(Arc::new));
+            linked_names.push(name);
         }
         if let Some(directory) = &settings.plugin_dir {
             loader.load_directory(directory, &mut loaded)?;
         }
-        check_names(&settings, &loaded)?;
+        check_names(&settings, &loaded, &linked_names)?;
         let registry = Registry::new(loaded.plugins)?;
         let tasks = tasks.complete(&registry, &settings.tasks, &settings.state_dir)?;
         let dispatcher = Arc::new(Dispatcher::new(registry, &settings.triggers));
@@ -178,8 +189,8 @@ impl App {
 
 /// Every `[plugins.NAME]` must be somebody's. A library whose manifest cannot be read might be the one that is meant, so then it
 /// is only warned about.
-fn check_names(settings: &Settings, loaded: &Loaded) -> Result<(), StartError> {
-    let mut known: BTreeMap<&str, ()> = loaded.plugins.iter().map(|plugin| (plugin.name(), ())).collect();
+fn check_names(settings: &Settings, loaded: &Loaded, linked_names: &[String]) -> Result<(), StartError> {
+    let mut known: BTreeMap<&str, ()> = linked_names.iter().map(|name| (name.as_str(), ())).collect();
     known.extend(loaded.reports.iter().filter_map(|report| report.name().map(|name| (name, ()))));
     let nameless = loaded.reports.iter().any(|report| report.name().is_none());
     let place = settings.plugin_dir.as_ref().map_or_else(|| "the application".to_owned(), |path| path.display().to_string());
