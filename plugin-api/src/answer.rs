@@ -235,12 +235,9 @@ mod tests {
 
     #[test]
     fn every_directive_is_read_back_from_the_wire() {
-        for answer in [
-            Answer::retry_after(Duration::ZERO),
-            Answer::cancel("c"),
-            Answer::replace_error("E", "m"),
-            Answer::dead_letter("d"),
-        ] {
+        for answer in
+            [Answer::retry_after(Duration::ZERO), Answer::cancel("c"), Answer::replace_error("E", "m"), Answer::dead_letter("d")]
+        {
             let Answer::Directive(given) = answer else { panic!("a directive") };
             let wire = serde_json::to_string(&given).expect("JSON");
             let read: Directive = serde_json::from_str(&wire).expect(&wire);
