@@ -208,7 +208,10 @@ async fn a_panic_behind_the_first_await_is_caught_as_well() {
     for _ in 0..2 {
         let report = app.run("later", json!([]), json!({})).await;
         assert_eq!(returning(&report), "123");
-        assert_says(&value_of(&report)["decisions"][1]["failure"].to_string(), &["no answer for later", "panics_in_async_handler.rs:"]);
+        assert_says(
+            &value_of(&report)["decisions"][1]["failure"].to_string(),
+            &["no answer for later", "panics_in_async_handler.rs:"],
+        );
     }
 }
 

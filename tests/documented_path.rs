@@ -1,13 +1,12 @@
 //! QTasks' documented error path, word for word: a plugin error, a plugin's answer, and the answer as the task's result.
 
+use qtasks_host::trigger::OutcomeKind;
 use qtasks_host::{Status, TaskContext, TaskError, TaskPluginTriggerError};
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
 use crate::support::app::asked;
 use crate::support::{ERROR, TestApp, returning, value_of};
-
-use qtasks_host::trigger::OutcomeKind;
 
 /// Any positional arguments.
 type Args = Vec<IgnoredAny>;
@@ -104,7 +103,9 @@ async fn every_falsy_json_value_is_an_answer() {
 
 #[tokio::test]
 async fn an_answer_may_be_the_bare_value_or_be_named_result() {
-    for (answer, result) in [("5", "5"), (r#"{"result": 5}"#, "5"), (r#"{"result": null}"#, "null"), (r#"{"results": 5}"#, r#"{"results": 5}"#)] {
+    for (answer, result) in
+        [("5", "5"), (r#"{"result": 5}"#, "5"), (r#"{"result": null}"#, "null"), (r#"{"results": 5}"#, r#"{"results": 5}"#)]
+    {
         let app = TestApp::with(&["scripted"]).answer("scripted", ERROR, answer).start().await;
         assert_eq!(returning(&app.raise().await), result, "{answer}");
     }

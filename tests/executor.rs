@@ -147,7 +147,8 @@ async fn a_panic_in_a_plugins_task_is_an_error_of_type_panic() {
 #[tokio::test]
 async fn by_default_the_plugins_are_asked_about_plugin_errors_only() {
     let app = TestApp::with(&["documented_example"]).set("max_time = 0.05").start_with(register_failures).await;
-    for (task, args) in [("pending", json!([])), ("panic_inline", json!([])), ("panic_async", json!([])), ("parse", json!(["x"]))] {
+    for (task, args) in [("pending", json!([])), ("panic_inline", json!([])), ("panic_async", json!([])), ("parse", json!(["x"]))]
+    {
         let report = app.run(task, args, json!({})).await;
         assert_eq!((report.status, report.decisions.len()), (Status::Error, 0), "{task}");
     }
@@ -260,7 +261,8 @@ async fn cancel_ends_the_task_with_the_reason_and_the_original_error() {
 
 #[tokio::test]
 async fn replace_error_lets_another_error_go_on_and_keeps_the_original() {
-    let app = directive("{ directive = 'replace_error', error = { type = 'SeaFrozen', message = 'come back in May' } }").start().await;
+    let app =
+        directive("{ directive = 'replace_error', error = { type = 'SeaFrozen', message = 'come back in May' } }").start().await;
     let report = value_of(&app.raise().await);
     assert_eq!(report["status"], "error");
     assert_eq!(report["error"], json!({"type": "SeaFrozen", "message": "come back in May", "args": [], "kwargs": {}}));
@@ -442,8 +444,7 @@ async fn a_task_that_cancels_itself_ends_as_cancel_and_no_plugin_is_asked() {
 
 #[tokio::test]
 async fn settings_for_a_task_that_nobody_provides_name_the_nearest() {
-    let (_place, started) =
-        TestApp::with(&["penguins"]).set("tasks.penguin_ratio.attempts = 2").try_start_with(|_| ()).await;
+    let (_place, started) = TestApp::with(&["penguins"]).set("tasks.penguin_ratio.attempts = 2").try_start_with(|_| ()).await;
     let error = started.expect_err("the application does not start").to_string();
     assert_says(&error, &["[tasks.penguin_ratio]: nobody provides a task of this name", "did you mean `penguin_ratios`?"]);
 }

@@ -75,14 +75,6 @@ async fn of_two_plugins_with_one_name_the_first_runs_and_the_second_names_it() {
     assert_eq!(returning(&app.raise().await), "1");
 }
 
-#[tokio::test]
-async fn a_name_is_free_again_where_the_first_plugin_was_refused() {
-    let app = TestApp::with(&["refuses_in_create", "scripted"]).start().await;
-    app.place.copy_as(library("refuses_in_create"), "libz.so");
-    app.refusal("librefuses_in_create.so", "create");
-    assert_eq!(app.file("libscripted.so").state, LoadState::Running);
-}
-
 /// Starts over a directory in which `make` made `strange.so`.
 async fn strange(make: impl FnOnce(&Place, &Path)) -> String {
     let app = TestApp::with(&["documented_example", "penguins"]);
@@ -233,7 +225,8 @@ async fn one_bad_file_never_stops_the_others() {
         "same_name_b",
     ];
     let app = TestApp::with(&bad);
-    for good in ["documented_example", "fails_in_handler", "panics_in_handler", "panics_in_drop", "panics_in_stop", "same_name_a"] {
+    for good in ["documented_example", "fails_in_handler", "panics_in_handler", "panics_in_drop", "panics_in_stop", "same_name_a"]
+    {
         app.place.copy(good);
     }
     app.place.copy("scripted");
@@ -241,7 +234,8 @@ async fn one_bad_file_never_stops_the_others() {
     std::fs::create_dir(app.place.plugins().join("directory.so")).expect("made");
     app.place.fifo("plugins/fifo.so");
     // The plugin that answers 123 comes last, so that it has the last word.
-    let app = app.set("plugins.documented-example.priority = -1").set("plugins.documented-example.triggers = 'global'").start().await;
+    let app =
+        app.set("plugins.documented-example.priority = -1").set("plugins.documented-example.triggers = 'global'").start().await;
     let refused: Vec<_> = app
         .running
         .plugin_reports()

@@ -104,10 +104,8 @@ fn the_penguin_run_answers_exactly_for_the_birds_and_counts_that_failed() {
 
     let mut resolved: Vec<&Value> = results.iter().filter(|result| result.get("resolved_by").is_some()).collect();
     resolved.sort_by_key(|result| result["returning"].to_string());
-    let answers: Vec<(&str, &Value)> = resolved
-        .iter()
-        .map(|result| (result["resolved_by"]["plugin"].as_str().expect("a name"), &result["returning"]))
-        .collect();
+    let answers: Vec<(&str, &Value)> =
+        resolved.iter().map(|result| (result["resolved_by"]["plugin"].as_str().expect("a name"), &result["returning"])).collect();
     let measurements = ["bill_length_mm", "bill_depth_mm", "flipper_length_mm", "body_mass_g"];
     // Means of the measured birds of a species, worked out from data/penguins.csv by other means, divided, to four places.
     let adelie = json!({
@@ -120,5 +118,8 @@ fn the_penguin_run_answers_exactly_for_the_birds_and_counts_that_failed() {
 
     let count = results.iter().find(|result| result["task"] == "count_adelies").expect("was run");
     assert_eq!(count["returning"], 152);
-    assert_says(&ended.stderr, &["349 tasks: 349 success, 0 error, 0 cancel", "penguin-recovery (result) 2", "fallback (result) 1"]);
+    assert_says(
+        &ended.stderr,
+        &["349 tasks: 349 success, 0 error, 0 cancel", "penguin-recovery (result) 2", "fallback (result) 1"],
+    );
 }

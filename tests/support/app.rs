@@ -90,7 +90,9 @@ impl Started {
     pub(crate) fn file(&self, name: &str) -> &LoadReport {
         let reports = self.running.plugin_reports();
         let found = reports.iter().find(|report| report.path.file_name().is_some_and(|file| file == name));
-        found.unwrap_or_else(|| panic!("no report of {name} among {:?}", reports.iter().map(|report| &report.path).collect::<Vec<_>>()))
+        found.unwrap_or_else(|| {
+            panic!("no report of {name} among {:?}", reports.iter().map(|report| &report.path).collect::<Vec<_>>())
+        })
     }
 
     /// Asserts that the file was refused, with this code; gives the reason.

@@ -26,10 +26,7 @@ pub(crate) fn library(name: &str) -> &'static Path {
 fn prebuilt(directory: &Path) -> BTreeMap<String, PathBuf> {
     let entries = std::fs::read_dir(directory).unwrap_or_else(|error| panic!("QTASKS_TEST_PLUGINS={directory:?}: {error}"));
     let name = |path: &Path| Some(path.file_name()?.to_str()?.strip_prefix("lib")?.strip_suffix(".so")?.to_owned());
-    entries
-        .map(|entry| entry.expect("the directory can be read").path())
-        .filter_map(|path| Some((name(&path)?, path)))
-        .collect()
+    entries.map(|entry| entry.expect("the directory can be read").path()).filter_map(|path| Some((name(&path)?, path))).collect()
 }
 
 /// The cargo that built the tests.
