@@ -23,8 +23,11 @@ config! {
 /// The plugin in place `N` of the chain.
 struct Step<const N: usize>(Config);
 
-/// By task: each plugin that was asked, and the `result` it saw.
-static SEEN: LazyLock<Mutex<HashMap<String, Vec<(usize, Option<String>)>>>> = LazyLock::new(Mutex::default);
+/// A plugin that was asked, and the `result` it saw.
+type Sight = (usize, Option<String>);
+
+/// By task.
+static SEEN: LazyLock<Mutex<HashMap<String, Vec<Sight>>>> = LazyLock::new(Mutex::default);
 
 impl<const N: usize> Plugin for Step<N> {
     type Config = Config;
@@ -108,7 +111,7 @@ fn meant(answer: &Value) -> String {
     }
 }
 
-fn sights(report: &TaskReport) -> Vec<(usize, Option<String>)> {
+fn sights(report: &TaskReport) -> Vec<Sight> {
     SEEN.lock().unwrap_or_else(PoisonError::into_inner).remove(&report.uuid.to_string()).unwrap_or_default()
 }
 

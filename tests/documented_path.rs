@@ -1,13 +1,12 @@
 //! QTasks' documented error path, word for word: a plugin error, a plugin's answer, and the answer as the task's result.
 
+use qtasks_host::trigger::OutcomeKind;
 use qtasks_host::{Status, TaskContext, TaskError, TaskPluginTriggerError};
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
 use crate::support::app::asked;
 use crate::support::{ERROR, TestApp, returning, value_of};
-
-use qtasks_host::trigger::OutcomeKind;
 
 /// Any positional arguments.
 type Args = Vec<IgnoredAny>;

@@ -75,14 +75,6 @@ async fn of_two_plugins_with_one_name_the_first_runs_and_the_second_names_it() {
     assert_eq!(returning(&app.raise().await), "1");
 }
 
-#[tokio::test]
-async fn a_name_is_free_again_where_the_first_plugin_was_refused() {
-    let app = TestApp::with(&["refuses_in_create", "scripted"]).start().await;
-    app.place.copy_as(library("refuses_in_create"), "libz.so");
-    app.refusal("librefuses_in_create.so", "create");
-    assert_eq!(app.file("libscripted.so").state, LoadState::Running);
-}
-
 /// Starts over a directory in which `make` made `strange.so`.
 async fn strange(make: impl FnOnce(&Place, &Path)) -> String {
     let app = TestApp::with(&["documented_example", "penguins"]);

@@ -2,9 +2,15 @@
 
 mod support;
 
+mod abi;
+mod app;
 mod chaining;
+mod commands;
 mod dispatch;
+mod docs;
 mod documented_path;
 mod executor;
 mod loading;
+mod plugin_command;
+mod run_command;
 mod samples;

@@ -5,7 +5,7 @@ pub(crate) mod artifacts;
 pub(crate) mod host;
 pub(crate) mod place;
 
-pub(crate) use app::{Started, TestApp, returning, value_of};
+pub(crate) use app::{TestApp, returning, value_of};
 pub(crate) use host::Host;
 pub(crate) use place::Place;
 

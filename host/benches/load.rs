@@ -4,13 +4,15 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use qtasks_host::plugin::manifest::{self, ManifestText};
-use qtasks_host::plugin::{Candidate, Loader, Plugin, PluginSettings, Registry};
+use qtasks_host::plugin::{Candidate, Inspected, LoadPolicy, Loader, Plugin, PluginSettings, Registry};
+use qtasks_plugin_api::abi::loaded::Layout;
+use sha2::Digest;
 use support::{figure, library_of, median, ratio};
 
 const COPIES: usize = 200;
@@ -25,9 +27,9 @@ fn main() {
     let directory = tempfile::tempdir().expect("a directory");
     let library = stripped(&library_of("fallback"), directory.path());
     figure("library_size", std::fs::metadata(&library).expect("a file").len() as f64 / 1024.0, "KiB");
-    let (raw, loaded) = (copies(&library, &directory.path().join("raw")), copies(&library, &directory.path().join("loaded")));
+    let [raw, loaded, warm] = ["raw", "loaded", "warm"].map(|name| copies(&library, &directory.path().join(name), &name[..1]));
 
-    time(&raw, &loaded);
+    time(&raw, &loaded, &warm, &directory.path().join("state"));
     let (opened, loaded) = (memory("dlopen", &raw), memory("load", &loaded));
     for (name, place) in [("memory", 0), ("private_memory", 1)] {
         figure(&format!("dlopen_{name}"), opened[place] / COPIES as f64, "KiB each");
@@ -58,7 +60,7 @@ fn stripped(library: &Path, directory: &Path) -> PathBuf {
 }
 
 /// Copies that are plugins of different names: the name is written over in the note and in the library's own copy of it.
-fn copies(library: &Path, directory: &Path) -> Vec<PathBuf> {
+fn copies(library: &Path, directory: &Path, initial: &str) -> Vec<PathBuf> {
     std::fs::create_dir(directory).expect("a directory");
     let bytes = std::fs::read(library).expect("a library");
     let pattern = br#""name":"fallback""#;
@@ -68,7 +70,7 @@ fn copies(library: &Path, directory: &Path) -> Vec<PathBuf> {
         .map(|number| {
             let mut copy = bytes.clone();
             for place in &places {
-                copy[place + 8..place + 16].copy_from_slice(format!("fall{number:04}").as_bytes());
+                copy[place + 8..place + 16].copy_from_slice(format!("{initial}all{number:04}").as_bytes());
             }
             let path = directory.join(format!("lib{number:04}.so"));
             std::fs::write(&path, copy).expect("a copy");
@@ -77,48 +79,95 @@ fn copies(library: &Path, directory: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Times both ways in turn, a file each.
-fn time(raw: &[PathBuf], loaded: &[PathBuf]) {
+/// Times all ways in turn, a file each.
+fn time(raw: &[PathBuf], cold: &[PathBuf], warm: &[PathBuf], state_dir: &Path) {
     let settings = BTreeMap::new();
-    let loader = Loader { settings: &settings, state_dir: Path::new("/nonexistent") };
+    let policy = policy(state_dir);
+    let loader = Loader { settings: &settings, policy: &policy };
+    // Every file is known: a verdict for each is written beforehand, as if a host had been here before.
+    for path in warm {
+        loader.verify(&inspect(path)).expect("a good library");
+    }
     let mut plugins: Vec<Arc<Plugin>> = Vec::new();
-    let mut pairs: Vec<(Duration, Duration)> = Vec::new();
-    let mut reading = Vec::new();
-    for (raw, loaded) in raw.iter().zip(loaded) {
+    let mut rounds: Vec<Round> = Vec::new();
+    for ((raw, cold), warm) in raw.iter().zip(cold).zip(warm) {
+        let mut round = Round::default();
+        let timed = |time: &mut Duration, begun: Instant| *time = begun.elapsed();
+
+        let begun = Instant::now();
+        let bytes = std::fs::read(raw).expect("a file");
+        let memfd = rustix::fs::memfd_create("bench", rustix::fs::MemfdFlags::CLOEXEC).expect("memory");
+        std::fs::File::from(memfd).write_all(&bytes).expect("room");
+        let digest = sha2::Sha256::digest(&bytes);
+        timed(&mut round.parts, begun);
+        std::hint::black_box(digest);
+        drop(bytes);
+
         let begun = Instant::now();
         dlopen(raw);
-        let opening = begun.elapsed();
+        timed(&mut round.dlopen, begun);
+
+        let inspected = inspect(cold);
+        let begun = Instant::now();
+        plugins.push(Arc::new(loader.bring_up(inspected, PluginSettings::default(), Layout::Compare).expect("a plugin")));
+        timed(&mut round.load, begun);
 
         let begun = Instant::now();
-        let (candidate, in_file) = read(loaded);
-        reading.push(begun.elapsed());
-
+        let inspected = inspect(warm);
+        let layout = loader.verify(&inspected).expect("a good library");
+        timed(&mut round.stages, begun);
+        assert_eq!(layout, Layout::ComparedBefore, "the verdict is warm");
         let begun = Instant::now();
-        plugins.push(Arc::new(bring_up(&loader, &candidate, in_file, &plugins)));
-        pairs.push((begun.elapsed(), opening));
+        plugins.push(Arc::new(loader.bring_up(inspected, PluginSettings::default(), layout).expect("a plugin")));
+        timed(&mut round.warm_load, begun);
+        rounds.push(round);
     }
     let begun = Instant::now();
+    let count = plugins.len();
     let registry = Registry::new(plugins).expect("they go together");
-    let registering = begun.elapsed() / COPIES as u32;
-    assert_eq!(registry.plugins().len(), COPIES);
+    let registering = begun.elapsed() / u32::try_from(count).expect("few");
+    assert_eq!(registry.plugins().len(), 2 * COPIES);
 
-    let loading = median(pairs.iter().map(|(loading, _)| *loading)) + registering;
-    let opening = median(pairs.iter().map(|(_, opening)| *opening));
-    let micros = |duration: Duration| duration.as_secs_f64() * 1e6;
-    figure("read_and_manifest", micros(median(reading.into_iter())), "µs");
-    figure("dlopen", micros(opening), "µs");
-    figure("load", micros(loading), "µs");
-    ratio("load_over_dlopen", median(pairs.iter().map(|(loading, opening)| (*loading + registering).div_duration_f64(*opening))));
+    let figures: [(&str, fn(&Round) -> Duration); 5] = [
+        ("read_memfd_hash", |round| round.parts),
+        ("dlopen", |round| round.dlopen),
+        ("load", |round| round.load),
+        ("stages_before_load", |round| round.stages),
+        ("load_with_warm_verdict", |round| round.warm_load),
+    ];
+    for (name, part) in figures {
+        figure(name, median(rounds.iter().map(part)).as_secs_f64() * 1e6, "µs");
+    }
+    figure("registering", registering.as_secs_f64() * 1e6, "µs");
+    let over = |left: &dyn Fn(&Round) -> Duration, right: &dyn Fn(&Round) -> Duration| {
+        median(rounds.iter().map(|round| (left(round) + registering).div_duration_f64(right(round))))
+    };
+    ratio("load_over_dlopen", over(&|round| round.load, &|round| round.dlopen));
+    ratio("warm_load_over_dlopen", over(&|round| round.warm_load, &|round| round.dlopen));
+    ratio("staged_load_over_parts", over(&|round| round.stages + round.warm_load, &|round| round.parts + round.dlopen));
 }
 
-fn read(path: &Path) -> (Candidate, ManifestText) {
-    let candidate = Candidate { path: path.to_owned() };
-    let bytes = candidate.read().expect("a file");
-    (candidate, manifest::read(&bytes).expect("a manifest"))
+/// What one file of each kind took.
+#[derive(Default)]
+struct Round {
+    parts: Duration,
+    dlopen: Duration,
+    load: Duration,
+    stages: Duration,
+    warm_load: Duration,
 }
 
-fn bring_up(loader: &Loader<'_>, candidate: &Candidate, in_file: ManifestText, others: &[Arc<Plugin>]) -> Plugin {
-    loader.bring_up(candidate, in_file, PluginSettings::default(), others).expect("a plugin")
+fn policy(state_dir: &Path) -> LoadPolicy {
+    LoadPolicy {
+        state_dir: state_dir.to_owned(),
+        guest_program: Some(env!("CARGO_BIN_EXE_qtasks-host").into()),
+        probe: true,
+        probe_deadline: Duration::from_secs(5),
+    }
+}
+
+fn inspect(path: &Path) -> Inspected {
+    Inspected::read(&Candidate { path: path.to_owned() }).expect("a plugin library")
 }
 
 fn dlopen(path: &Path) {
@@ -137,13 +186,14 @@ fn print_memory(load: bool, directory: &Path) {
         std::fs::read_dir(directory).expect("a directory").map(|entry| entry.expect("an entry").path()).collect();
     paths.sort();
     let settings = BTreeMap::new();
-    let loader = Loader { settings: &settings, state_dir: Path::new("/nonexistent") };
+    let policy = policy(Path::new("/nonexistent"));
+    let loader = Loader { settings: &settings, policy: &policy };
     let mut plugins: Vec<Arc<Plugin>> = Vec::new();
     let before = ["VmRSS:", "RssAnon:"].map(memory_now);
     for path in &paths {
         if load {
-            let (candidate, in_file) = read(path);
-            plugins.push(Arc::new(bring_up(&loader, &candidate, in_file, &plugins)));
+            let plugin = loader.bring_up(inspect(path), PluginSettings::default(), Layout::Compare);
+            plugins.push(Arc::new(plugin.expect("a plugin")));
         } else {
             dlopen(path);
         }

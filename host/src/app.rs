@@ -16,7 +16,8 @@ use crate::settings::Settings;
 use crate::task::{Middleware, TaskExecutor, TaskLimits, TaskRegistry, TaskRegistryError};
 use crate::trigger::Dispatcher;
 
-type LinkedIn = Box<dyn FnOnce(&Loader<'_>, &[Arc<Plugin>]) -> Result<Plugin, LoadErrorKind> + Send>;
+/// Gives the plugin's name, and the plugin unless the operator disabled it.
+type LinkedIn = Box<dyn FnOnce(&Loader<'_>, &[Arc<Plugin>]) -> Result<(String, Option<Plugin>), LoadErrorKind> + Send>;
 
 /// An application before its start: register tasks, link plugins in, then [`App::start`].
 ///
@@ -59,7 +60,7 @@ pub enum StartError {
     Discover(#[from] DiscoverError),
     /// A plugin that is linked in was refused.
     #[error("a plugin that is linked into the application was refused")]
-    LinkedIn(#[source] LoadErrorKind),
+    LinkedIn(#[source] Box<LoadErrorKind>),
     /// Settings for a plugin that is not there.
     #[error("[plugins.{name}]: no plugin of this name was found in {place}{hint}")]
     UnknownPlugin {
@@ -132,9 +133,13 @@ impl App {
     /// Links a plugin in, asked for `triggers`. Its settings are `[plugins.NAME]` as for any other; no library is loaded.
     pub fn add_plugin<P: Export>(&mut self, triggers: Triggers) -> &mut Self {
         self.linked_in.push(Box::new(move |loader, others| {
-            let settings = loader.settings_of::<P>()?;
+            let (name, settings) = loader.settings_of::<P>()?;
+            if !settings.enabled {
+                return Ok((name, None));
+            }
             let triggers = if settings.triggers == Triggers::Handled { triggers } else { settings.triggers.clone() };
-            loader.linked_in::<P>(PluginSettings { triggers, ..settings }, others)
+            let plugin = loader.linked_in::<P>(PluginSettings { triggers, ..settings }, others)?;
+            Ok((name, Some(plugin)))
         }));
         self
     }
@@ -162,14 +167,16 @@ impl App {
         let policy = settings.load_policy();
         let loader = Loader { settings: &settings.plugins, policy: &policy };
         let mut loaded = Loaded::default();
+        let mut linked_names = Vec::new();
         for link in linked_in {
-            let plugin = link(&loader, &loaded.plugins).map_err(StartError::LinkedIn)?;
-            loaded.plugins.push(Arc::new(plugin));
+            let (name, plugin) = link(&loader, &loaded.plugins).map_err(|kind| StartError::LinkedIn(Box::new(kind)))?;
+            loaded.plugins.extend(plugin.map(Arc::new));
+            linked_names.push(name);
         }
         if let Some(directory) = &settings.plugin_dir {
             loader.load_directory(directory, &mut loaded)?;
         }
-        check_names(&settings, &loaded)?;
+        check_names(&settings, &loaded, &linked_names)?;
         let registry = Registry::new(loaded.plugins)?;
         let tasks = tasks.complete(&registry, &settings.tasks, &settings.state_dir)?;
         let dispatcher = Arc::new(Dispatcher::new(registry, &settings.triggers));
@@ -180,8 +187,8 @@ impl App {
 
 /// Every `[plugins.NAME]` must be somebody's. A library whose manifest cannot be read might be the one that is meant, so then it
 /// is only warned about.
-fn check_names(settings: &Settings, loaded: &Loaded) -> Result<(), StartError> {
-    let mut known: BTreeMap<&str, ()> = loaded.plugins.iter().map(|plugin| (plugin.name(), ())).collect();
+fn check_names(settings: &Settings, loaded: &Loaded, linked_names: &[String]) -> Result<(), StartError> {
+    let mut known: BTreeMap<&str, ()> = linked_names.iter().map(|name| (name.as_str(), ())).collect();
     known.extend(loaded.reports.iter().filter_map(|report| report.name().map(|name| (name, ()))));
     let nameless = loaded.reports.iter().any(|report| report.name().is_none());
     let place = settings.plugin_dir.as_ref().map_or_else(|| "the application".to_owned(), |path| path.display().to_string());

@@ -14,6 +14,9 @@ use abi_stable::std_types::{RStr, RString};
 pub mod exported;
 pub mod loaded;
 
+#[cfg(test)]
+mod layout_test;
+
 /// The boundary's number. Plugins and hosts of different majors do not meet.
 pub const ABI_MAJOR: u32 = 1;
 /// Grows with each ability that can be asked for through `query`.

@@ -54,7 +54,11 @@ impl TestApp {
     pub(crate) async fn try_start_with(self, register: impl FnOnce(&mut App)) -> (Place, Result<Running, StartError>) {
         let Self { place, settings } = self;
         let path = |path: std::path::PathBuf| toml::Value::from(path.to_str().expect("a plain path"));
-        let own = [format!("plugin_dir = {}", path(place.plugins())), format!("state_dir = {}", path(place.state()))];
+        let own = [
+            format!("plugin_dir = {}", path(place.plugins())),
+            format!("state_dir = {}", path(place.state())),
+            format!("guest_program = {}", path(env!("CARGO_BIN_EXE_qtasks-host").into())),
+        ];
         let overrides: Vec<Override> = own
             .into_iter()
             .chain(settings)

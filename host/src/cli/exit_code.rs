@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use qtasks_host::StartError;
+use qtasks_host::plugin::DiscoverError;
 use qtasks_host::settings::SettingsError;
 
 /// What the process says when it ends.
@@ -42,7 +43,14 @@ impl From<ExitStatus> for ExitCode {
     }
 }
 
+/// What the user got wrong, where no library error says it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct UsageError(pub(crate) String);
+
 /// The exit code for an error that kept a command from being run.
 pub(crate) fn exit_code_of(error: &anyhow::Error) -> ExitStatus {
-    if error.is::<SettingsError>() || error.is::<StartError>() { ExitStatus::Usage } else { ExitStatus::Failed }
+    let usage = error.is::<UsageError>() || error.is::<SettingsError>();
+    let settings = error.is::<StartError>() || error.is::<DiscoverError>();
+    if usage || settings { ExitStatus::Usage } else { ExitStatus::Failed }
 }

@@ -6,6 +6,8 @@ use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use tracing_subscriber::EnvFilter;
 
+use super::exit_code::UsageError;
+
 /// A bar on a terminal, nothing anywhere else.
 pub(crate) fn progress_bar(wanted: bool) -> ProgressBar {
     if !wanted || !io::stderr().is_terminal() {
@@ -24,7 +26,9 @@ pub(crate) fn progress_bar(wanted: bool) -> ProgressBar {
 /// When `filter` is no filter.
 pub(crate) fn install(filter: &str, bar: &ProgressBar) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter).with_context(|| {
-        format!("setting `log` is {filter:?}; expected error, warn, info, debug, trace, or a filter such as warn,plugin=debug")
+        UsageError(format!(
+            "setting `log` is {filter:?}; expected error, warn, info, debug, trace, or a filter such as warn,plugin=debug"
+        ))
     })?;
     let bar = bar.clone();
     tracing_subscriber::fmt()

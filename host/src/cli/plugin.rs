@@ -7,7 +7,7 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 use qtasks_host::plugin::{Candidate, LoadReport, LoadState, Loader};
 
-use super::exit_code::ExitStatus;
+use super::exit_code::{ExitStatus, UsageError};
 use super::settings_flags::SettingsFlags;
 
 #[derive(Debug, Subcommand)]
@@ -45,8 +45,8 @@ pub(super) fn run(command: PluginCommand) -> anyhow::Result<ExitStatus> {
 
 fn list(arguments: &ListArguments) -> anyhow::Result<ExitStatus> {
     let settings = arguments.settings.settings()?;
-    let directory =
-        settings.plugin_dir.as_ref().context("no plugin directory: name one with --plugins or the setting `plugin_dir`")?;
+    let missing = || UsageError("no plugin directory: name one with --plugins or the setting `plugin_dir`".to_owned());
+    let directory = settings.plugin_dir.as_ref().ok_or_else(missing)?;
     let policy = settings.load_policy();
     let loader = Loader { settings: &settings.plugins, policy: &policy };
     let reports = loader.look(directory)?;

@@ -284,14 +284,15 @@ impl Loader<'_> {
         Ok((manifest.clone(), Home::Process(Isolated::start(recipe).map_err(failed)?)))
     }
 
-    /// The operator's settings for a plugin that is linked into the application.
+    /// Name and settings of a plugin that is linked into the application.
     ///
     /// # Errors
     ///
     /// [`LoadErrorKind::Manifest`] when its manifest is not one.
-    pub fn settings_of<P: Export>(&self) -> Result<PluginSettings, LoadErrorKind> {
-        let manifest = linked_in_manifest::<P>()?;
-        Ok(self.settings.get(&manifest.name).cloned().unwrap_or_default())
+    pub fn settings_of<P: Export>(&self) -> Result<(String, PluginSettings), LoadErrorKind> {
+        let name = linked_in_manifest::<P>()?.name;
+        let settings = self.settings.get(&name).cloned().unwrap_or_default();
+        Ok((name, settings))
     }
 
     /// Creates and starts a plugin that is linked into the application, beside `others`.

@@ -1,0 +1,312 @@
+//! `qtasks_host` as a library: closures of every kind, plugins that are linked in, and a worker over a broker.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use qtasks_host::broker::MemoryBroker;
+use qtasks_host::{App, Settings, StartError, Status, Task, TaskContext, TaskError, Triggers};
+use qtasks_plugin_api::{Error, Event, Host, Plugin, TriggerError, config, define_plugin};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::sync::{Barrier, mpsc};
+
+use crate::support::app::asked;
+use crate::support::{ERROR, TestApp, assert_says, returning};
+
+#[derive(Deserialize)]
+struct Named {
+    b: i64,
+}
+
+#[derive(Serialize)]
+struct Sum {
+    sum: i64,
+}
+
+fn add(a: i64, b: i64) -> Result<Sum, TaskError> {
+    let sum = a.checked_add(b).ok_or_else(|| TaskError::other("Overflow", format!("{a} and {b} are too large")))?;
+    Ok(Sum { sum })
+}
+
+#[tokio::test]
+async fn closures_may_be_async_blocking_or_inline_and_take_what_serde_reads() {
+    let app = TestApp::with(&[])
+        .start_with(|app| {
+            app.task("async", async |_ctx: TaskContext, (a,): (i64,), Named { b }| add(a, b));
+            app.blocking_task("blocking", |_ctx, (a,): (i64,), Named { b }| add(a, b));
+            app.inline_task("inline", |_ctx, (a,): (i64,), Named { b }| add(a, b));
+        })
+        .await;
+    for way in ["async", "blocking", "inline"] {
+        assert_eq!(returning(&app.run(way, json!([1]), json!({"b": 2})).await), r#"{"sum":3}"#, "{way}");
+        let error = app.run(way, json!([i64::MAX]), json!({"b": 1})).await.error.expect("an error");
+        assert_eq!(error.kind, "Overflow");
+        let error = app.run(way, json!(["1"]), json!({"b": 1})).await.error.expect("an error");
+        assert_eq!(error.kind, "ArgumentError");
+        assert_says(&error.message, &[r#"args ["1"]"#, "expected i64"]);
+    }
+}
+
+#[tokio::test]
+async fn a_task_knows_its_name_id_attempt_and_configuration() {
+    let app = TestApp::with(&[])
+        .set("tasks.who.config.greeting = 'hello'")
+        .set("tasks.who.attempts = 4")
+        .start_with(|app| {
+            app.inline_task("who", |ctx, (): (), (): ()| {
+                let config: BTreeMap<String, String> = ctx.config()?;
+                Ok::<_, TaskError>((
+                    config["greeting"].clone(),
+                    ctx.task_name().to_owned(),
+                    ctx.attempt(),
+                    ctx.attempts(),
+                    ctx.uuid().to_owned(),
+                ))
+            });
+        })
+        .await;
+    let uuid = "0b6aecd7-8c0a-4b33-8a4c-0f3ba6a9a3a5";
+    let report = app.run_line(&format!(r#"{{"task": "who", "uuid": "{uuid}"}}"#)).await;
+    assert_eq!(returning(&report), format!(r#"["hello","who",1,4,"{uuid}"]"#));
+}
+
+#[tokio::test]
+async fn a_result_without_json_form_is_an_error() {
+    let app = TestApp::with(&[])
+        .start_with(|app| {
+            app.inline_task("map", |_ctx, (): (), (): ()| Ok::<_, TaskError>(BTreeMap::from([(vec![1], 2)])));
+        })
+        .await;
+    assert_eq!(app.run("map", json!([]), json!({})).await.error.expect("an error").kind, "ResultError");
+}
+
+#[tokio::test]
+async fn two_tasks_may_not_have_one_name() {
+    let mut app = App::new(Settings::default());
+    app.inline_task("a", |_ctx, (): (), (): ()| Ok::<_, TaskError>(1))
+        .inline_task("a", |_ctx, (): (), (): ()| Ok::<_, TaskError>(2));
+    let error = app.start().await.expect_err("the application does not start");
+    assert_says(&error.to_string(), &["task a is provided by application and by application"]);
+}
+
+config! {
+    pub(crate) struct Config {
+        answer: i64 = 1,
+    }
+}
+
+/// A plugin that is linked in.
+struct LinkedIn(i64);
+
+impl Plugin for LinkedIn {
+    type Config = Config;
+
+    fn create(config: Config, _host: Host) -> Result<Self, Error> {
+        if config.answer < 0 {
+            return Err("answers are not negative here".into());
+        }
+        Ok(Self(config.answer))
+    }
+}
+
+impl LinkedIn {
+    fn on_error(&self, _event: TriggerError<'_>) -> i64 {
+        self.0
+    }
+
+    fn on_decode(&self, _event: Event<'_>) -> Option<i64> {
+        (self.0 == 7).then_some(77)
+    }
+
+    fn double(&self, _ctx: &TaskContext, (number,): (i64,), _kwargs: ()) -> Result<i64, TaskError> {
+        Ok(2 * number)
+    }
+}
+
+define_plugin! {
+    plugin: LinkedIn,
+    name: "linked-in",
+    handlers: { task_executor_run_task_trigger_error => on_error, task_executor_decode => inline on_decode },
+    tasks: { double => inline double },
+}
+
+#[tokio::test]
+async fn a_linked_in_plugin_is_asked_beside_loaded_ones_provides_tasks_and_has_settings() {
+    let app = TestApp::with(&["scripted"])
+        .set("plugins.linked-in.config.answer = 5")
+        .start_with(|app| {
+            app.add_plugin::<LinkedIn>(Triggers::Handled);
+        })
+        .await;
+    let report = app.raise().await;
+    assert_eq!(returning(&report), "5");
+    assert_eq!(asked(&report).iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["linked-in", "scripted"]);
+    assert_eq!(returning(&app.run("double", json!([21]), json!({})).await), "42");
+    app.running.stop().await;
+}
+
+#[tokio::test]
+async fn a_linked_in_plugin_may_be_asked_for_some_triggers_only() {
+    let error = qtasks_plugin_api::Trigger::TaskExecutorRunTaskTriggerError;
+    for (triggers, result) in [(Triggers::Handled, "77"), (Triggers::Only(vec![error]), "7")] {
+        let app = TestApp::with(&["scripted"])
+            .set("plugins.linked-in.config.answer = 7")
+            .start_with(move |app| {
+                app.add_plugin::<LinkedIn>(triggers);
+            })
+            .await;
+        assert_eq!(returning(&app.raise().await), result);
+    }
+}
+
+#[tokio::test]
+async fn a_linked_in_global_plugin_is_asked_after_those_that_name_the_trigger() {
+    let app = TestApp::with(&["scripted", "same_name_a"])
+        .set("plugins.linked-in.priority = 1000")
+        .start_with(|app| {
+            app.add_plugin::<LinkedIn>(Triggers::Global);
+        })
+        .await;
+    let report = app.raise().await;
+    let names: Vec<_> = asked(&report).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["same-name", "linked-in", "scripted"]);
+}
+
+#[tokio::test]
+async fn the_operators_triggers_go_before_the_applications() {
+    let app = TestApp::with(&["scripted"])
+        .set("plugins.linked-in.config.answer = 7")
+        .set("plugins.linked-in.triggers = ['task_executor_decode']")
+        .start_with(|app| {
+            app.add_plugin::<LinkedIn>(Triggers::Handled);
+        })
+        .await;
+    assert_eq!(app.raise().await.status, Status::Error);
+    assert_eq!(returning(&app.run("echo", json!([]), json!({})).await), "77");
+}
+
+#[tokio::test]
+async fn a_linked_in_plugin_that_refuses_keeps_the_application_from_starting() {
+    let (_place, started) = TestApp::with(&[])
+        .set("plugins.linked-in.config.answer = -1")
+        .try_start_with(|app| {
+            app.add_plugin::<LinkedIn>(Triggers::Handled);
+        })
+        .await;
+    let error = started.expect_err("the application does not start");
+    let StartError::LinkedIn(kind) = &error else { panic!("{error:?}") };
+    assert_says(&kind.to_string(), &["plugin linked-in could not be created: Error: answers are not negative here"]);
+}
+
+#[tokio::test]
+async fn a_linked_in_plugin_that_the_operator_disabled_is_not_asked() {
+    let app = TestApp::with(&["scripted"])
+        .set("plugins.linked-in.enabled = false")
+        .set("plugins.linked-in.config.answer = -1")
+        .start_with(|app| {
+            app.add_plugin::<LinkedIn>(Triggers::Handled);
+        })
+        .await;
+    let report = app.raise().await;
+    assert_eq!(asked(&report).len(), 1, "only the loaded one");
+    assert_eq!(app.run("double", json!([1]), json!({})).await.error.expect("an error").kind, "UnknownTask");
+}
+
+#[tokio::test]
+async fn a_plugin_may_not_be_linked_in_twice() {
+    let (_place, started) = TestApp::with(&[])
+        .try_start_with(|app| {
+            app.add_plugin::<LinkedIn>(Triggers::Handled).add_plugin::<LinkedIn>(Triggers::Global);
+        })
+        .await;
+    let error = started.expect_err("the application does not start");
+    let StartError::LinkedIn(kind) = &error else { panic!("{error:?}") };
+    assert_says(&kind.to_string(), &["the name linked-in is taken by a plugin that is linked in"]);
+}
+
+/// Each task ends only when all of them have begun.
+#[tokio::test]
+async fn a_worker_runs_as_many_tasks_at_once_as_its_concurrency_says() {
+    const AT_ONCE: usize = 8;
+    let barrier = Arc::new(Barrier::new(AT_ONCE));
+    let app = TestApp::with(&["documented_example"])
+        .set(format!("concurrency = {AT_ONCE}"))
+        .start_with(move |app| {
+            app.task("meet", move |ctx: TaskContext, (number,): (usize,), (): ()| {
+                let barrier = Arc::clone(&barrier);
+                async move {
+                    barrier.wait().await;
+                    if number % 2 == 0 { Ok(number) } else { Err(TaskError::from(ctx.plugin_error(json!({})))) }
+                }
+            });
+        })
+        .await;
+    let broker = Arc::new(MemoryBroker::new(AT_ONCE));
+    for number in 0..AT_ONCE {
+        let task = Task::new("meet").and_then(|task| task.with_arguments([number], json!({}))).expect("a task");
+        broker.add(task).await.expect("room");
+    }
+    broker.close();
+    let (sender, mut receiver) = mpsc::channel(AT_ONCE);
+    app.running.worker().run(broker, sender).await;
+    let mut results = Vec::new();
+    while let Some(report) = receiver.recv().await {
+        results.push(returning(&report).to_owned());
+    }
+    results.sort();
+    assert_eq!(results, ["0", "123", "123", "123", "123", "2", "4", "6"]);
+    app.running.stop().await;
+}
+
+#[tokio::test]
+async fn a_worker_takes_higher_priorities_first_and_runs_retries_through_the_broker() {
+    let app = TestApp::with(&["scripted"])
+        .set("plugins.scripted.config.directive = { directive = 'retry_after', seconds = 0 }")
+        .set("concurrency = 1")
+        .start_with(|app| {
+            app.inline_task("second_time", |ctx, (name,): (String,), (): ()| {
+                if ctx.attempt() < 2 { Err(TaskError::from(ctx.plugin_error(json!({})))) } else { Ok(name) }
+            });
+        })
+        .await;
+    let broker = Arc::new(MemoryBroker::new(10));
+    for (name, priority) in [("low", -1), ("high", 5), ("middle", 0)] {
+        let mut task = Task::new("second_time").and_then(|task| task.with_arguments([name], json!({}))).expect("a task");
+        task.priority = priority;
+        broker.add(task).await.expect("room");
+    }
+    broker.close();
+    let (sender, mut receiver) = mpsc::channel(10);
+    app.running.worker().run(broker, sender).await;
+    let mut results = Vec::new();
+    while let Some(report) = receiver.recv().await {
+        assert_eq!(report.attempt, 2);
+        results.push(returning(&report).to_owned());
+    }
+    assert_eq!(results, [r#""high""#, r#""middle""#, r#""low""#]);
+}
+
+#[tokio::test]
+async fn a_worker_whose_reports_nobody_wants_any_more_leaves_the_rest_in_the_broker() {
+    let app = TestApp::with(&[])
+        .set("concurrency = 1")
+        .start_with(|app| {
+            app.inline_task("nothing", |_ctx, (): (), (): ()| Ok::<_, TaskError>(()));
+        })
+        .await;
+    let broker = Arc::new(MemoryBroker::new(10));
+    for _ in 0..3 {
+        broker.add(Task::new("nothing").expect("a name")).await.expect("room");
+    }
+    let (sender, receiver) = mpsc::channel(1);
+    drop(receiver);
+    app.running.worker().run(Arc::clone(&broker), sender).await;
+    assert_eq!(broker.waiting(), 2);
+}
+
+#[tokio::test]
+async fn one_library_in_two_applications_has_statics_of_its_own_in_each() {
+    let first = TestApp::with(&["scripted"]).answer("scripted", ERROR, "1").start().await;
+    let second = TestApp::with(&["scripted"]).answer("scripted", ERROR, "2").start().await;
+    assert_eq!((returning(&first.raise().await), returning(&second.raise().await)), ("1", "2"));
+}

@@ -1,0 +1,350 @@
+//! `qtasks-host run`: tasks in, results out, what is said on stderr, and the exit code.
+
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::process::Child;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use crate::support::host::read_until;
+use crate::support::{Host, Place, assert_says};
+
+/// A place with these plugins.
+fn place(plugins: &[&str]) -> Place {
+    let place = Place::new();
+    for plugin in plugins {
+        place.copy(plugin);
+    }
+    place
+}
+
+const RAISE: &str = r#"{"task": "raise", "kwargs": {"message": "no such bird"}}"#;
+
+#[test]
+fn each_task_becomes_one_line_of_json_with_all_that_is_known() {
+    let place = place(&["scripted", "documented_example"]);
+    let uuid = "0b6aecd7-8c0a-4b33-8a4c-0f3ba6a9a3a5";
+    let line = format!(r#"{{"task": "raise", "kwargs": {{"message": "no such bird"}}, "uuid": "{uuid}"}}"#);
+    let mut result = Host::run(&place).with_input(line).expect_code(0).result();
+    for decision in result["decisions"].as_array_mut().expect("a list") {
+        assert!(decision["seconds"].take().as_f64().is_some_and(|seconds| seconds > 0.0));
+        assert!(decision["event"].take().is_u64());
+    }
+    let trigger = "task_executor_run_task_trigger_error";
+    let decision = |plugin, outcome| {
+        json!({
+            "event": null, "seconds": null, "trigger": trigger, "plugin": plugin, "version": "0.1.0", "outcome": outcome,
+        })
+    };
+    assert_eq!(
+        result,
+        json!({
+            "uuid": uuid, "task": "raise", "status": "success", "attempt": 1, "returning": 123,
+            "original_error": {
+                "type": "TaskPluginTriggerError", "message": "no such bird", "args": [], "kwargs": {"message": "no such bird"},
+            },
+            "resolved_by": {"plugin": "documented-example", "version": "0.1.0", "outcome": "result"},
+            "decisions": [decision("documented-example", "result"), decision("scripted", "pass")],
+        })
+    );
+}
+
+#[test]
+fn tasks_come_from_a_file_as_well() {
+    let place = place(&["scripted"]);
+    let file = place.write("tasks.jsonl", "{\"task\": \"echo\", \"args\": [1]}\n{\"task\": \"async_add\", \"args\": [1, 2]}");
+    let ended = Host::run(&place).arg("--concurrency").arg("1").arg(file).end().expect_code(0);
+    let returned: Vec<Value> = ended.results().into_iter().map(|mut result| result["returning"].take()).collect();
+    assert_eq!(returned, [json!({"args": [1], "kwargs": {}}), json!(3)]);
+}
+
+#[test]
+fn results_are_alone_on_stdout_and_the_summary_is_on_stderr() {
+    let place = place(&["scripted", "documented_example"]);
+    let input = format!("{RAISE}\n{{\"task\": \"echo\"}}\n{{\"task\": \"cancel_me\"}}\n");
+    let ended = Host::run(&place).with_input(input).expect_code(0);
+    assert_eq!(ended.results().len(), 3);
+    assert_says(&ended.stderr, &["3 tasks: 2 success, 0 error, 1 cancel", "resolved by", "documented-example (result) 1"]);
+    // Columns: plugin, asked, answered, passed, failed.
+    let line = ended.stderr.lines().find(|line| line.trim_start().starts_with("scripted ")).expect("a line for the plugin");
+    assert_eq!(line.split_whitespace().collect::<Vec<_>>()[..5], ["scripted", "1", "0", "1", "0"]);
+}
+
+#[test]
+fn an_error_that_nobody_answered_is_exit_code_1() {
+    let ended = Host::run(&place(&["scripted"])).with_input(RAISE).expect_code(1);
+    assert_eq!(ended.result()["error"]["kwargs"], json!({"message": "no such bird"}));
+    assert_says(&ended.stderr, &["1 task: 0 success, 1 error, 0 cancel"]);
+}
+
+#[test]
+fn bad_lines_are_told_by_number_and_reason_and_the_others_run() {
+    let place = place(&["scripted"]);
+    let input = [
+        r#"{"task": "echo", "args": [1]}"#,
+        "",
+        "   \t ",
+        r#"{"task": "echo", "arg": [1]}"#,
+        "not json",
+        r#"{"task": "echo", "args": {"a": 1}}"#,
+        r#"{"task": "a:b"}"#,
+        r#"{"task": "echo", "args": [2]}"#,
+    ];
+    let file = place.write("tasks.jsonl", input.join("\n"));
+    let ended = Host::run(&place).args(["--concurrency", "1"]).arg(&file).end().expect_code(3);
+    let args: Vec<Value> = ended.results().into_iter().map(|mut result| result["returning"]["args"].take()).collect();
+    assert_eq!(args, [json!([1]), json!([2])]);
+    let at = |line: u32| format!("tasks.jsonl:{line}: ");
+    assert_says(
+        &ended.stderr,
+        &[&(at(4) + "not a task: unknown field `arg`"), &(at(5) + "not a task: expected"), "4 input lines were refused"],
+    );
+    assert_says(
+        &ended.stderr,
+        &[&(at(6) + r#"args is {"a": 1}; expected a JSON list"#), &(at(7) + r#""a:b" is not a task name"#)],
+    );
+    assert!(!ended.stderr.contains(&at(2)) && !ended.stderr.contains(&at(3)), "blank lines are no lines: {}", ended.stderr);
+}
+
+#[test]
+fn bad_bytes_and_endless_lines_are_bad_lines() {
+    let mut input = b"\xff\n".to_vec();
+    input.extend(std::iter::repeat_n(b' ', (16 << 20) + 10));
+    input.extend(b"\n\xef\xbb\xbf{\"task\": \"echo\"}\r\n");
+    let ended = Host::run(&place(&["scripted"])).with_input(input).expect_code(3);
+    assert_eq!(ended.result()["status"], "success");
+    assert_says(&ended.stderr, &["standard input:1: not UTF-8", "standard input:2: longer than 16777216 bytes"]);
+}
+
+#[test]
+fn no_task_at_all_is_a_success() {
+    let ended = Host::run(&place(&[])).end().expect_code(0);
+    assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("", "0 tasks: 0 success, 0 error, 0 cancel\n"));
+}
+
+#[test]
+fn a_refused_plugin_is_told_with_path_and_reason_and_stops_nothing() {
+    let place = place(&["scripted", "panics_in_create", "documented_example"]);
+    let ended = Host::run(&place).with_input(RAISE).expect_code(0);
+    assert_eq!(ended.result()["returning"], 123);
+    assert_says(&ended.stderr, &["WARN", "plugin refused", "libpanics_in_create.so", "no creation", "panics_in_create.rs:"]);
+}
+
+#[test]
+fn what_a_plugin_logs_in_any_of_three_ways_is_in_the_log_under_its_name() {
+    let ended = Host::run(&place(&["scripted", "logs_everything"])).args(["--log", "trace"]).with_input(RAISE).expect_code(1);
+    for (level, words) in [("INFO", "from tracing"), ("WARN", "from log"), ("ERROR", "from the host")] {
+        let line = ended.stderr.lines().find(|line| line.contains(words)).unwrap_or_else(|| panic!("{words}: {}", ended.stderr));
+        assert_says(line, &[level, "plugin=logs-everything"]);
+    }
+    let line = ended.stderr.lines().find(|line| line.contains("from tracing")).expect("found above");
+    assert_says(line, &["answer", "42", "logs_everything"]);
+}
+
+#[test]
+fn the_log_level_holds_for_plugins_too() {
+    let run = |level| Host::run(&place(&["scripted", "logs_everything"])).args(["--log", level]).with_input(RAISE).stderr;
+    let warned = run("warn");
+    assert!(warned.contains("from log") && !warned.contains("from tracing"), "{warned}");
+    let silent = run("off");
+    assert!(!silent.contains("from the host"), "{silent}");
+}
+
+#[test]
+fn a_handler_sees_that_its_deadline_passed() {
+    let place = place(&["scripted", "hangs_in_handler"]);
+    place.fifo("go_on");
+    let mut child = Host::run(&place)
+        .set("plugins.hangs-in-handler.deadline = 0.05")
+        .set(r#"tasks.wait.command = ["sh", "-c", "read line < go_on; echo 1"]"#)
+        .args(["--concurrency", "1"])
+        .spawn();
+    // The second task keeps the host alive until the handler has seen its flag.
+    write!(child.stdin.take().expect("a pipe"), "{RAISE}\n{{\"task\": \"wait\"}}\n").expect("the host reads");
+    let read = read_until(child.stderr.as_mut().expect("a pipe"), "cancelled");
+    assert_says(read.lines().next_back().expect("a line"), &["plugin=hangs-in-handler"]);
+    std::fs::write(place.path("go_on"), "go\n").expect("the command reads");
+    let output = child.wait_with_output().expect("the host ends");
+    assert_says(&String::from_utf8_lossy(&output.stdout), &["DeadlineExceeded"]);
+}
+
+#[test]
+fn flags_go_before_the_file_and_the_file_before_the_defaults() {
+    let place = place(&["scripted", "documented_example"]);
+    let file =
+        "max_attempts = 7\nmax_time = 9.0\n[plugins.documented-example]\nenabled = false\n[plugins.scripted]\npriority = 3\n";
+    let config = place.write("settings.toml", file);
+    let attempts = |host: Host| {
+        host.with_input(RAISE);
+        place.events("scripted").last().expect("an event")["kwargs"]["task_executor"]["attempts"].clone()
+    };
+    assert_eq!(attempts(Host::run(&place)), 5);
+    assert_eq!(attempts(Host::run(&place).arg("--config").arg(&config)), 7);
+    assert_eq!(attempts(Host::run(&place).arg("--config").arg(&config).args(["--max-attempts", "8"])), 8);
+    assert_eq!(attempts(Host::run(&place).arg("--config").arg(&config).set("max_attempts=9")), 9);
+    let ended = Host::run(&place).arg("--config").arg(&config).with_input(RAISE).expect_code(1);
+    assert_eq!(ended.result()["decisions"].as_array().map(Vec::len), Some(1), "the file disables the other plugin");
+    Host::run(&place)
+        .arg("--config")
+        .arg(&config)
+        .set("plugins.documented-example.enabled=true")
+        .with_input(RAISE)
+        .expect_code(0);
+}
+
+#[test]
+fn the_file_qtasks_host_toml_is_read_where_the_host_is_started_and_its_paths_are_meant_from_there() {
+    let place = place(&["scripted", "documented_example"]);
+    place.write("qtasks-host.toml", "plugin_dir = 'plugins'\nstate_dir = 'here'\n");
+    assert_eq!(Host::new(&place).arg("run").with_input(RAISE).expect_code(0).result()["returning"], 123);
+    assert!(place.path("here/plugins/scripted/events.jsonl").exists());
+    let elsewhere = Host::new(&place).current_dir("/").arg("run").arg("--config").arg(place.path("qtasks-host.toml"));
+    assert_eq!(elsewhere.with_input(RAISE).expect_code(0).result()["returning"], 123);
+}
+
+#[test]
+fn a_value_that_is_not_toml_is_taken_as_a_text() {
+    let place = place(&["scripted", "documented_example"]);
+    let host = Host::run(&place).set("intercept=all").set("max_time=0.5").set("tasks.bad.command=[\"false\"]");
+    assert_eq!(host.with_input(r#"{"task": "async_add", "args": ["x", 1]}"#).expect_code(0).result()["returning"], 123);
+}
+
+#[test]
+fn a_mistake_in_the_settings_file_is_told_by_line_with_the_nearest_key() {
+    let place = place(&[]);
+    let config = place.write("settings.toml", "concurrency = 2\n\n[plugins.fallback]\npriorty = 3\n");
+    let ended = Host::run(&place).arg("--config").arg(&config).end().expect_code(2);
+    assert_says(
+        &ended.stderr,
+        &["settings file ", "settings.toml: ", "line 4", "unknown field `priorty`", "did you mean `priority`?"],
+    );
+    assert_eq!(ended.stdout, "");
+}
+
+#[test]
+fn wrong_settings_are_exit_code_2_and_name_their_flag() {
+    let ended = |host: fn(Host) -> Host| host(Host::run(&place(&["fallback"]))).with_input(RAISE).expect_code(2).stderr;
+    assert_says(&ended(|host| host.set("concurency=2")), &["--set concurency=2: unknown field", "did you mean `concurrency`?"]);
+    assert_says(&ended(|host| host.args(["--max-time=-1"])), &["--max-time: ", "expected a number of seconds above 0"]);
+    assert_says(&ended(|host| host.args(["--intercept", "al"])), &["--intercept: ", "did you mean `all`?"]);
+    assert_says(&ended(|host| host.set("triggers.worker_strat.answers=first")), &["unknown trigger `worker_strat`"]);
+    assert_says(&ended(|host| host.set("plugins.fallback.triggers=[\"worker_strat\"]")), &["did you mean `worker_start`?"]);
+    assert_says(&ended(|host| host.set("plugins.fallbck.priority=1")), &["no plugin of this name", "did you mean `fallback`?"]);
+    assert_says(&ended(|host| host.set("tasks.x.attempts=1")), &["[tasks.x]: nobody provides a task of this name"]);
+    assert_says(&ended(|host| host.set("tasks.x.command=[]")), &["[tasks.x]: `command` is empty"]);
+    assert_says(
+        &ended(|host| host.args(["--config", "gone.toml"])),
+        &["cannot read the settings file gone.toml", "No such file"],
+    );
+    assert_says(&ended(|host| host.args(["--log", "plugin=loud"])), &["setting `log` is \"plugin=loud\"; expected error, warn"]);
+    let gone = Host::new(&place(&[])).args(["run", "--plugins", "gone"]).with_input(RAISE).expect_code(2);
+    assert_says(&gone.stderr, &["cannot list the plugin directory gone", "No such file"]);
+    assert_says(&ended(|host| host.arg("--colour")), &["--colour"]);
+}
+
+#[test]
+fn a_file_of_tasks_that_is_not_there_is_exit_code_70() {
+    let ended = Host::run(&place(&[])).arg("gone.jsonl").end().expect_code(70);
+    assert_says(&ended.stderr, &["qtasks-host: cannot open the tasks in gone.jsonl: No such file"]);
+}
+
+#[test]
+fn help_tells_the_exit_codes() {
+    let ended = Host::new(&place(&[])).arg("--help").end().expect_code(0);
+    assert_says(&ended.stdout, &["Exit codes:", "  3  at least one input line was no task", "130"]);
+}
+
+#[test]
+fn a_closed_stdout_is_not_an_error() {
+    let place = place(&["scripted"]);
+    let mut child = Host::run(&place).spawn();
+    drop(child.stdout.take());
+    // More than a pipe and the read-ahead hold, so that the host must notice.
+    let line = format!("{{\"task\": \"echo\", \"args\": [\"{}\"]}}\n", "x".repeat(100));
+    let mut stdin = child.stdin.take().expect("a pipe");
+    for _ in 0..5000 {
+        if stdin.write_all(line.as_bytes()).is_err() {
+            break;
+        }
+    }
+    drop(stdin);
+    let mut stderr = String::new();
+    child.stderr.take().expect("a pipe").read_to_string(&mut stderr).expect("log lines are text");
+    assert_eq!(child.wait().expect("it ends").code(), Some(0), "{stderr}");
+    assert!(!stderr.contains("Broken pipe") && !stderr.contains("panicked"), "{stderr}");
+}
+
+fn interrupt(child: &Child) {
+    let pid = Pid::from_raw(child.id().try_into().expect("a process id")).expect("a process id is not 0");
+    // Before its handler is in place, the signal would just end the process.
+    let caught = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).expect("the child is not waited for yet");
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).expect("Linux tells it").trim();
+        u64::from_str_radix(mask, 16).expect("a mask") & (1 << (Signal::INT.as_raw() - 1)) != 0
+    };
+    while !caught() {
+        std::thread::yield_now();
+    }
+    kill_process(pid, Signal::INT).expect("the child is ours");
+}
+
+/// A host that runs one command until somebody writes to the FIFO `go_on`, with more of them waiting.
+fn busy_host(place: &Place) -> Child {
+    let started = place.fifo("started");
+    place.fifo("go_on");
+    let mut child = Host::run(place)
+        .set(r#"tasks.hold.command = ["sh", "-c", "echo up >> started; read line < go_on; echo 1"]"#)
+        .args(["--concurrency", "1"])
+        .spawn();
+    child.stdin.take().expect("a pipe").write_all("{\"task\": \"hold\"}\n".repeat(3).as_bytes()).expect("the host reads");
+    read_until(&mut std::fs::File::open(started).expect("the FIFO is there"), "up");
+    child
+}
+
+#[test]
+fn an_interrupt_finishes_what_runs_and_begins_nothing_more() {
+    let place = place(&[]);
+    let mut child = busy_host(&place);
+    interrupt(&child);
+    read_until(child.stderr.as_mut().expect("a pipe"), "finishing what runs");
+    // Another command would wait for a reader of `started` for ever.
+    std::fs::write(place.path("go_on"), "go\n").expect("the command reads");
+    let output = child.wait_with_output().expect("the host ends");
+    assert_eq!(output.status.code(), Some(130));
+    let results = String::from_utf8(output.stdout).expect("text");
+    assert_eq!(results.lines().count(), 1, "{results}");
+    assert_says(&results, &[r#""status":"success""#, r#""returning":1"#]);
+    assert_says(&String::from_utf8_lossy(&output.stderr), &["1 task: 1 success"]);
+}
+
+#[test]
+fn a_second_interrupt_ends_at_once() {
+    let place = place(&[]);
+    let mut child = busy_host(&place);
+    interrupt(&child);
+    read_until(child.stderr.as_mut().expect("a pipe"), "finishing what runs");
+    let status = loop {
+        // Sent again and again, since nothing tells when the host listens for the second one.
+        if let Some(status) = child.try_wait().expect("the child is ours") {
+            break status;
+        }
+        interrupt(&child);
+    };
+    assert_eq!((status.code(), status.signal()), (Some(130), None));
+    std::fs::write(place.path("go_on"), "go\n").expect("the command, left alone, reads");
+}
+
+#[test]
+fn an_interrupt_while_nothing_runs_and_the_input_stays_open_ends_the_host() {
+    let place = place(&[]);
+    for _ in 0..20 {
+        let mut child = Host::run(&place).spawn();
+        // Kept open: the reader waits for it.
+        let stdin = child.stdin.take();
+        interrupt(&child);
+        let output = child.wait_with_output().expect("the host ends");
+        assert_eq!(output.status.code(), Some(130), "{}", String::from_utf8_lossy(&output.stderr));
+        drop(stdin);
+    }
+}
