@@ -44,8 +44,8 @@ async fn another_abi_is_told_both_numbers_and_the_remedy() {
 
 #[tokio::test]
 async fn a_library_that_says_another_manifest_than_its_file_is_refused_with_both() {
-    let reason = only("manifest_lies").await.refusal("libmanifest_lies.so", "manifest-differs");
-    assert_says(&reason, &["another-name", "honest-name", "rebuild it"]);
+    let reason = only("manifest_lies").await.refusal("libmanifest_lies.so", "probe-harm");
+    assert_says(&reason, &["another-name", "honest-name", "(lying-manifest)", "replace the file"]);
 }
 
 #[tokio::test]

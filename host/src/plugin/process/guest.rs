@@ -161,9 +161,11 @@ fn load(
     *side_effects = before.changes_since();
     let found = module.manifest().map_err(|error| ("manifest".to_owned(), error.to_string()))?;
     if found != start.manifest {
+        let excerpt = |text: &str| text.chars().take(120).collect::<String>();
+        let (found, expected) = (excerpt(found), excerpt(&start.manifest));
         return Err((
             "manifest-differs".to_owned(),
-            "the library says another manifest when loaded than its file holds".to_owned(),
+            format!("the library says when loaded: {found}; its file holds: {expected}"),
         ));
     }
     if start.purpose == Purpose::Probe {
