@@ -11,7 +11,7 @@
 //! unchecked. A rule is here only when every linker tried (GNU ld, gold, lld, mold) keeps to it.
 //!
 //! The files, in the order of the work: [`header`], [`segments`] (which gives the [`image`] that all later reads go through),
-//! [`dynamic`], [`symbols`], [`versions`], [`relocations`].
+//! [`dynamic`], [`symbols`], [`versions`], [`relocations`]. [`unwind`] tells the latter where functions start.
 
 mod dynamic;
 mod error;
@@ -23,6 +23,7 @@ mod segments;
 mod symbols;
 #[cfg(test)]
 mod tests;
+mod unwind;
 mod versions;
 
 pub use error::ElfError;

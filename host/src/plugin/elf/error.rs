@@ -264,7 +264,7 @@ pub enum ElfError {
         machine: &'static str,
     },
     /// A function pointer that the loader calls.
-    #[error("{array} entry {index} {found}, expected a relocation that points to code; {DAMAGED}")]
+    #[error("{array} entry {index} {found}, expected a relocation that points to a function; {DAMAGED}")]
     StartFunction {
         /// `DT_INIT_ARRAY` or `DT_FINI_ARRAY`.
         array: &'static str,

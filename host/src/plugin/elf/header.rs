@@ -36,6 +36,14 @@ impl Machine {
         }
     }
 
+    /// The number of the relocation that writes an address of the library itself.
+    pub(super) fn relative_kind(self) -> u32 {
+        match self {
+            Self::X86_64 => elf::R_X86_64_RELATIVE.0,
+            Self::Aarch64 => elf::R_AARCH64_RELATIVE.0,
+        }
+    }
+
     fn number(self) -> u16 {
         match self {
             Self::X86_64 => elf::EM_X86_64.0,

@@ -11,6 +11,7 @@ use super::header::Machine;
 use super::image::{Image, Load, u32_at, u64_at};
 use super::segments::Segments;
 use super::symbols::Symbols;
+use super::unwind::UnwindTable;
 
 /// Bytes of one entry of `DT_RELA` and `DT_JMPREL`.
 const RELA_BYTES: usize = 24;
@@ -68,13 +69,16 @@ fn action(machine: Machine, kind: u32) -> Option<Action> {
 /// Checks all relocations and the functions that the loader calls; gives the number of relocations.
 pub(super) fn check(machine: Machine, segments: &Segments<'_>, tags: &Tags, symbols: &Symbols<'_>) -> Result<u64, ElfError> {
     let image = &segments.image;
-    check_functions(image, tags)?;
+    check_functions(segments, tags)?;
     tags.expect(DT_RELAENT, RELA_BYTES as u64, DT_RELA)?;
     tags.expect(DT_RELRENT, WORD, DT_RELR)?;
     tags.expect(DT_PLTREL, elf::DT_RELA.0.cast_unsigned(), DT_JMPREL)?;
     let mut walk = Walk {
         machine,
+        relative_kind: machine.relative_kind(),
+        bounds: image.bounds(),
         image,
+        unwind: segments.unwind.as_ref(),
         symbols,
         has_tls: segments.tls.is_some(),
         target: image.loads.iter().find(|load| load.is_writable()).copied(),
@@ -128,11 +132,18 @@ fn table<'a, const N: usize>(image: &Image<'a>, tags: &Tags, address: Tag, len: 
     Ok(Some(found.as_chunks().0))
 }
 
+/// Whether the loader may call `address`: it is code, and by the unwind table not the middle of a function. Functions without an
+/// entry in that table (`_init`, or C built without unwind tables) are believed.
+fn starts_function(image: &Image<'_>, unwind: Option<&UnwindTable<'_>>, address: u64) -> bool {
+    image.is_code(address) && !unwind.is_some_and(|table| table.is_inside_function(image, address))
+}
+
 /// Addresses that the loader jumps to, or writes to besides relocations.
-fn check_functions(image: &Image<'_>, tags: &Tags) -> Result<(), ElfError> {
+fn check_functions(segments: &Segments<'_>, tags: &Tags) -> Result<(), ElfError> {
+    let image = &segments.image;
     for tag in [DT_INIT, DT_FINI] {
-        if let Some(address) = tags.get(tag).filter(|address| !image.is_code(*address)) {
-            return Err(ElfError::dynamic(tag.name, address, "an address of code"));
+        if let Some(address) = tags.get(tag).filter(|address| !starts_function(image, segments.unwind.as_ref(), *address)) {
+            return Err(ElfError::dynamic(tag.name, address, "the address of a function"));
         }
     }
     for (tag, bytes) in [(DT_PLTGOT, 3 * WORD), (DT_TLSDESC_GOT, WORD)] {
@@ -213,6 +224,10 @@ enum Points {
 /// The walk over all tables.
 struct Walk<'a> {
     machine: Machine,
+    /// The number of the relocation that writes an address of this library.
+    relative_kind: u32,
+    bounds: (u64, u64),
+    unwind: Option<&'a UnwindTable<'a>>,
     image: &'a Image<'a>,
     symbols: &'a Symbols<'a>,
     has_tls: bool,
@@ -229,6 +244,16 @@ impl Walk<'_> {
             let kind = u32_at(entry, 8).unwrap_or_default();
             let symbol = u32_at(entry, 12).unwrap_or_default();
             let addend = u64_at(entry, 16).unwrap_or_default();
+            // Nearly all are of this kind, so it has a way of its own through the rules below.
+            if kind == self.relative_kind
+                && symbol == 0
+                && self.target.is_some_and(|load| load.holds(address, WORD))
+                && self.points_into_library(addend)
+                && !self.watched.covers(address, WORD)
+                && table == DT_RELA.name
+            {
+                continue;
+            }
             let wrong = |field, found, expected| ElfError::Relocation { table, index, field, found, expected };
             let action = action(self.machine, kind).ok_or_else(|| ElfError::RelocationType {
                 table,
@@ -251,17 +276,14 @@ impl Walk<'_> {
             }
             let points = match action {
                 Action::Relative if symbol != 0 => return Err(wrong("r_info", symbol.into(), "no symbol")),
-                Action::Relative => {
-                    let (start, end) = self.image.bounds();
-                    // Addresses are signed here: a pointer may point before the library's start.
-                    let distance = addend.wrapping_sub(start).wrapping_add(POINTER_SLACK);
-                    if distance > (end - start) + 2 * POINTER_SLACK {
-                        return Err(wrong("r_addend", addend, "an address within the library"));
-                    }
-                    Points::To(addend)
+                Action::Relative if !self.points_into_library(addend) => {
+                    return Err(wrong("r_addend", addend, "an address within the library"));
                 }
+                Action::Relative => Points::To(addend),
                 Action::Indirect if symbol != 0 => return Err(wrong("r_info", symbol.into(), "no symbol")),
-                Action::Indirect if !self.image.is_code(addend) => return Err(wrong("r_addend", addend, "an address of code")),
+                Action::Indirect if !starts_function(self.image, self.unwind, addend) => {
+                    return Err(wrong("r_addend", addend, "the address of a function"));
+                }
                 Action::Indirect => Points::Elsewhere,
                 _ => {
                     self.with_symbol(action, symbol, addend).map_err(|(field, found, expected)| wrong(field, found, expected))?
@@ -294,6 +316,12 @@ impl Walk<'_> {
         if symbol.has_address() { Ok(Points::To(symbol.value.wrapping_add(addend))) } else { Ok(Points::Elsewhere) }
     }
 
+    fn points_into_library(&self, address: u64) -> bool {
+        let (start, end) = self.bounds;
+        // Addresses are signed here: a pointer may point before the library's start.
+        address.wrapping_sub(start).wrapping_add(POINTER_SLACK) <= (end - start) + 2 * POINTER_SLACK
+    }
+
     fn may_write(&mut self, address: u64, bytes: u64) -> bool {
         if self.target.is_some_and(|load| load.holds(address, bytes)) {
             return true;
@@ -309,6 +337,7 @@ impl Walk<'_> {
         if overlap(address, bytes, start, end) {
             return Err((address, "an address outside the dynamic table"));
         }
+        let (image, unwind) = (self.image, self.unwind);
         for array in self.watched.arrays.iter_mut().filter(|array| overlap(address, bytes, array.start, array.end)) {
             let within = address.wrapping_sub(array.start);
             if !within.is_multiple_of(WORD) || bytes != WORD {
@@ -316,7 +345,7 @@ impl Walk<'_> {
             }
             let index = (within / WORD) as usize;
             let found = match points {
-                Points::To(target) if !self.image.is_code(target) => Some("does not point to code"),
+                Points::To(target) if !starts_function(image, unwind, target) => Some("does not point to a function"),
                 Points::Nowhere => Some("is relocated as something else than a pointer"),
                 _ => None,
             };

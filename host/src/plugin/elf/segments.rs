@@ -7,6 +7,7 @@ use super::error::ElfError;
 use super::header::{Header, PROGRAM_HEADER_BYTES};
 use super::image::{Image, Load, range, u32_at, u64_at};
 use super::notes;
+use super::unwind::UnwindTable;
 
 /// Largest alignment of a segment: 2 MiB, the largest page size that a linker of x86-64 or `AArch64` has by default (GNU ld's
 /// `max-page-size` until 2.30). A larger one would make the loader reserve that much more address space.
@@ -32,6 +33,7 @@ pub(super) struct Segments<'a> {
     pub(super) dynamic: &'a [u8],
     pub(super) tls: Option<Tls>,
     pub(super) build_id: Option<&'a [u8]>,
+    pub(super) unwind: Option<UnwindTable<'a>>,
 }
 
 /// One program header.
@@ -118,7 +120,7 @@ pub(super) fn read<'a>(bytes: &'a [u8], header: &Header<'a>) -> Result<Segments<
     if dynamic_count != 1 {
         return Err(ElfError::DynamicCount { found: dynamic_count });
     }
-    let mut found = Segments { image, dynamic_address: 0, dynamic: &[], tls: None, build_id: None };
+    let mut found = Segments { image, dynamic_address: 0, dynamic: &[], tls: None, build_id: None, unwind: None };
     for segment in all() {
         match segment.kind {
             elf::PT_DYNAMIC => found.dynamic = dynamic(&segment, &found.image)?,
@@ -130,7 +132,7 @@ pub(super) fn read<'a>(bytes: &'a [u8], header: &Header<'a>) -> Result<Segments<
             }
             elf::PT_GNU_RELRO => relro(&segment, &found.image)?,
             elf::PT_PHDR => program_headers(&segment, header, &found.image)?,
-            elf::PT_GNU_EH_FRAME => unwind_table(&segment, &found.image)?,
+            elf::PT_GNU_EH_FRAME => found.unwind = Some(unwind_table(&segment, &found.image)?),
             elf::PT_NOTE | elf::PT_GNU_PROPERTY => {
                 let build_id = note_segment(&segment, &found.image)?;
                 found.build_id = found.build_id.or(build_id);
@@ -260,20 +262,10 @@ fn program_headers(segment: &Segment, header: &Header<'_>, image: &Image<'_>) ->
     segment.within(image).map(|_| ())
 }
 
-/// The table that a panic is unwound by. Layout: LSB core specification, "Exception Frame Header".
-fn unwind_table(segment: &Segment, image: &Image<'_>) -> Result<(), ElfError> {
-    let table = segment.within(image)?;
-    let version = table.first().copied().unwrap_or_default();
-    if version != 1 || table.len() < 8 {
-        return Err(segment.wrong("version", version, "1, with a header of 8 bytes"));
-    }
-    // DW_EH_PE_udata4 and DW_EH_PE_datarel | DW_EH_PE_sdata4: what every linker writes.
-    if let ([_, _, 0x03, 0x3b, ..], Some(count)) = (table, u32_at(table, 8))
-        && u64::from(count) * 8 + 12 > table.len() as u64
-    {
-        return Err(segment.wrong("fde_count", count, "at most what p_filesz holds"));
-    }
-    Ok(())
+/// The table that a panic is unwound by.
+fn unwind_table<'a>(segment: &Segment, image: &Image<'a>) -> Result<UnwindTable<'a>, ElfError> {
+    let bytes = segment.within(image)?;
+    UnwindTable::read(segment.address, bytes).map_err(|(field, found, expected)| segment.wrong(field, found, expected))
 }
 
 fn note_segment<'a>(segment: &Segment, image: &Image<'a>) -> Result<Option<&'a [u8]>, ElfError> {

@@ -38,6 +38,19 @@ impl<'a> Strings<'a> {
         rest.get(..rest.iter().position(|byte| *byte == 0)?)
     }
 
+    /// The GNU hash (`object::elf::gnu_hash`) of the name at `offset`, and its length: one pass, as there may be many names.
+    fn gnu_hash(&self, offset: u32) -> Option<(u32, usize)> {
+        let rest = self.bytes.get(offset as usize..)?;
+        let mut hash: u32 = 5381;
+        for (len, byte) in rest.iter().enumerate() {
+            if *byte == 0 {
+                return Some((hash, len));
+            }
+            hash = hash.wrapping_mul(33).wrapping_add((*byte).into());
+        }
+        None
+    }
+
     /// Whether the name at `offset` is `name`; looks at no more than that.
     pub(super) fn is(&self, offset: u64, name: &[u8]) -> bool {
         let rest = usize::try_from(offset).ok().and_then(|offset| self.bytes.get(offset..));
@@ -138,7 +151,7 @@ impl<'a> Symbols<'a> {
             None => None,
         };
         let sysv = match tags.get(DT_HASH) {
-            Some(address) => Some(check_sysv_hash(image, address, self)?),
+            Some(address) => Some(check_sysv_hash(image, address, self, gnu.is_none())?),
             None => None,
         };
         match (gnu, sysv) {
@@ -174,10 +187,12 @@ impl<'a> Symbols<'a> {
                 return Err(wrong("st_name", symbol.name.into(), "an offset within the string table"));
             }
             if !symbol.is_defined() {
-                // The loader binds a local or hidden symbol to this library, where it is not.
-                let local = symbol.bind() == elf::STB_LOCAL;
-                if local || matches!(symbol.visibility(), elf::STV_HIDDEN | elf::STV_INTERNAL) {
+                // The loader binds a symbol that is not for others to see to this library, where it is not.
+                if symbol.bind() == elf::STB_LOCAL {
                     return Err(wrong("st_info", symbol.info.into(), "a global or weak binding for an undefined symbol"));
+                }
+                if symbol.visibility() != elf::STV_DEFAULT {
+                    return Err(wrong("st_other", symbol.other.into(), "the default visibility for an undefined symbol"));
                 }
                 let name = u64::from(symbol.name);
                 let ending = ENDING.into_iter().find(|ending| self.strings.is(name, ending.as_bytes()));
@@ -296,12 +311,11 @@ impl<'a> GnuHash<'a> {
                 let chain = self.chains.get(next - self.first_hashed).map(|chain| u32::from_le_bytes(*chain));
                 let chain = chain.ok_or_else(|| gnu_wrong("chain", next as u64, "an end within the segment"))?;
                 let row = symbols.rows.get(next).map(Symbol::read);
-                let name = row.and_then(|symbol| symbols.strings.get(symbol.name.into()));
-                let name = name.ok_or_else(|| gnu_wrong("chain", next as u64, "a symbol with a name"))?;
-                name_bytes_left = name_bytes_left
-                    .checked_sub(name.len())
-                    .ok_or_else(|| gnu_wrong("names", name.len() as u64, "names that overlap less"))?;
-                self.check_hash(elf::gnu_hash(name), chain, bucket)?;
+                let hashed = row.and_then(|symbol| symbols.strings.gnu_hash(symbol.name));
+                let (hash, len) = hashed.ok_or_else(|| gnu_wrong("chain", next as u64, "a symbol with a name"))?;
+                name_bytes_left =
+                    name_bytes_left.checked_sub(len).ok_or_else(|| gnu_wrong("names", len as u64, "names that overlap less"))?;
+                self.check_hash(hash, chain, bucket)?;
                 next += 1;
                 if chain & 1 == 1 {
                     break;
@@ -335,8 +349,8 @@ fn split<const N: usize>(bytes: &[u8], count: u32) -> Option<(&[[u8; N]], &[u8])
 }
 
 /// Walks `DT_HASH` (gABI, "Hash Table") and gives the number of symbols. Each symbol is in one chain at most, so that a walk of
-/// more steps than symbols goes round in a circle.
-fn check_sysv_hash(image: &Image<'_>, address: u64, symbols: &Symbols<'_>) -> Result<usize, ElfError> {
+/// more steps than symbols goes round in a circle. The loader asks it for names only when there is no `DT_GNU_HASH`.
+fn check_sysv_hash(image: &Image<'_>, address: u64, symbols: &Symbols<'_>, names: bool) -> Result<usize, ElfError> {
     let wrong = |field, found: u32, expected: &str| ElfError::Hash {
         table: DT_HASH.name,
         field,
@@ -362,13 +376,15 @@ fn check_sysv_hash(image: &Image<'_>, address: u64, symbols: &Symbols<'_>) -> Re
         while index != 0 {
             let next = chains.get(index as usize).ok_or_else(|| wrong("chain", index, "less than nchain"))?;
             steps_left = steps_left.checked_sub(1).ok_or_else(|| wrong("chain", index, "chains without a circle"))?;
-            let symbol = symbols.rows.get(index as usize).map(Symbol::read);
-            let name = symbol.and_then(|symbol| symbols.strings.get(symbol.name.into()));
-            let name = name.ok_or_else(|| wrong("chain", index, "a symbol with a name"))?;
-            name_bytes_left =
-                name_bytes_left.checked_sub(name.len()).ok_or_else(|| wrong("names", index, "names that overlap less"))?;
-            if elf::hash(name) as usize % buckets.len() != bucket {
-                return Err(wrong("bucket", index, "the one of the symbol's hash"));
+            if names {
+                let symbol = symbols.rows.get(index as usize).map(Symbol::read);
+                let name = symbol.and_then(|symbol| symbols.strings.get(symbol.name.into()));
+                let name = name.ok_or_else(|| wrong("chain", index, "a symbol with a name"))?;
+                name_bytes_left =
+                    name_bytes_left.checked_sub(name.len()).ok_or_else(|| wrong("names", index, "names that overlap less"))?;
+                if elf::hash(name) as usize % buckets.len() != bucket {
+                    return Err(wrong("bucket", index, "the one of the symbol's hash"));
+                }
             }
             index = u32::from_le_bytes(*next);
         }
