@@ -8,7 +8,7 @@ use super::dynamic::{
 };
 use super::error::ElfError;
 use super::header::Machine;
-use super::image::{Image, Load, u32_at, u64_at};
+use super::image::{Image, Load, u64_at};
 use super::segments::Segments;
 use super::symbols::Symbols;
 use super::unwind::UnwindTable;
@@ -132,6 +132,15 @@ fn table<'a, const N: usize>(image: &Image<'a>, tags: &Tags, address: Tag, len: 
     Ok(Some(found.as_chunks().0))
 }
 
+/// The three words of an entry: `r_offset`, `r_info`, `r_addend`.
+fn words(entry: &[u8; RELA_BYTES]) -> [u64; 3] {
+    let (words, _) = entry.as_chunks::<8>();
+    match words {
+        [address, info, addend] => [u64::from_le_bytes(*address), u64::from_le_bytes(*info), u64::from_le_bytes(*addend)],
+        _ => [0; 3],
+    }
+}
+
 /// Whether the loader may call `address`: it is code, and by the unwind table not the middle of a function. Functions without an
 /// entry in that table (`_init`, or C built without unwind tables) are believed.
 fn starts_function(image: &Image<'_>, unwind: Option<&UnwindTable<'_>>, address: u64) -> bool {
@@ -159,9 +168,6 @@ fn check_functions(segments: &Segments<'_>, tags: &Tags) -> Result<(), ElfError>
 
 /// What relocations may not overwrite (the dynamic table), and what they must all fill (the arrays of start and end functions).
 struct Watched {
-    /// Covers all of them, so that most relocations are done with one comparison.
-    start: u64,
-    end: u64,
     dynamic: (u64, u64),
     arrays: [FunctionArray; 2],
 }
@@ -186,13 +192,13 @@ impl Watched {
         };
         let arrays = [array(DT_INIT_ARRAY, DT_INIT_ARRAYSZ)?, array(DT_FINI_ARRAY, DT_FINI_ARRAYSZ)?];
         let dynamic = (segments.dynamic_address, segments.dynamic_address.saturating_add(segments.dynamic.len() as u64));
-        let used = arrays.iter().filter(|array| !array.relocated.is_empty());
-        let (start, end) = used.fold(dynamic, |(start, end), array| (start.min(array.start), end.max(array.end)));
-        Ok(Self { start, end, dynamic, arrays })
+        Ok(Self { dynamic, arrays })
     }
 
     fn covers(&self, address: u64, bytes: u64) -> bool {
-        overlap(address, bytes, self.start, self.end)
+        let [starts, ends] = &self.arrays;
+        let in_array = |array: &FunctionArray| overlap(address, bytes, array.start, array.end);
+        overlap(address, bytes, self.dynamic.0, self.dynamic.1) || in_array(starts) || in_array(ends)
     }
 
     fn all_relocated(&self) -> Result<(), ElfError> {
@@ -240,13 +246,10 @@ impl Walk<'_> {
     /// `DT_RELA` or `DT_JMPREL`, whose first `relative` entries the loader applies without a look at their type.
     fn table(&mut self, table: &'static str, entries: &[[u8; RELA_BYTES]], relative: usize) -> Result<(), ElfError> {
         for (index, entry) in entries.iter().enumerate() {
-            let address = u64_at(entry, 0).unwrap_or_default();
-            let kind = u32_at(entry, 8).unwrap_or_default();
-            let symbol = u32_at(entry, 12).unwrap_or_default();
-            let addend = u64_at(entry, 16).unwrap_or_default();
+            let [address, info, addend] = words(entry);
+            let (kind, symbol) = (info as u32, (info >> 32) as u32);
             // Nearly all are of this kind, so it has a way of its own through the rules below.
-            if kind == self.relative_kind
-                && symbol == 0
+            if info == u64::from(self.relative_kind)
                 && self.target.is_some_and(|load| load.holds(address, WORD))
                 && self.points_into_library(addend)
                 && !self.watched.covers(address, WORD)
