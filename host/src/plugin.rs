@@ -6,6 +6,7 @@
 //!
 //! This room knows nothing of tasks: it moves bytes to named triggers and to numbered entries.
 
+pub mod bytes;
 pub mod discover;
 pub mod elf;
 pub mod instance;

@@ -101,6 +101,7 @@ pub(super) fn check(machine: Machine, segments: &Segments<'_>, tags: &Tags, symb
     }
     if let Some(table) = table::<RELA_BYTES>(image, tags, DT_JMPREL, DT_PLTRELSZ)? {
         walk.table(DT_JMPREL.name, table, 0)?;
+        check_slots(table)?;
         count += table.len();
     }
     if let Some(table) = table::<{ WORD as usize }>(image, tags, DT_RELR, DT_RELRSZ)? {
@@ -145,6 +146,21 @@ fn words(entry: &[u8; RELA_BYTES]) -> [u64; 3] {
 /// entry in that table (`_init`, or C built without unwind tables) are believed.
 fn starts_function(image: &Image<'_>, unwind: Option<&UnwindTable<'_>>, address: u64) -> bool {
     image.is_code(address) && !unwind.is_some_and(|table| table.is_inside_function(image, address))
+}
+
+/// Every entry of the procedure linkage table has a slot of its own: one that is written twice leaves another unwritten.
+fn check_slots(entries: &[[u8; RELA_BYTES]]) -> Result<(), ElfError> {
+    let mut slots: Vec<(u64, usize)> = entries.iter().enumerate().map(|(index, entry)| (words(entry)[0], index)).collect();
+    // They are sorted already but for indirect functions, which costs one pass.
+    slots.sort_unstable();
+    let twice = slots.windows(2).find(|pair| matches!(pair, [(first, _), (second, _)] if second - first < WORD));
+    match twice {
+        Some([_, (found, index)]) if *found != 0 => {
+            let expected = "a slot of its own";
+            Err(ElfError::Relocation { table: DT_JMPREL.name, index: *index, field: "r_offset", found: *found, expected })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Addresses that the loader jumps to, or writes to besides relocations.
