@@ -7,7 +7,7 @@
 
 use std::fmt;
 use std::fs::{File, Metadata};
-use std::io::{self, Read, Seek};
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -20,6 +20,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
 use super::discover::Candidate;
+
+/// Bytes read at once: small enough to be hashed out of the cache they were read into.
+const CHUNK: usize = 64 << 10;
 
 /// Numbers the copies and the spellings of this process.
 static COUNTER: AtomicU64 = AtomicU64::new(0);
@@ -303,13 +306,42 @@ fn describe(metadata: &Metadata) -> &'static str {
     }
 }
 
-/// Copies at most one byte more than allowed, within the kernel where it can.
-fn copy_capped(mut from: &File, mut to: &File, max_bytes: u64) -> io::Result<u64> {
-    io::copy(&mut Read::take(&mut from, max_bytes.saturating_add(1)), &mut to)
+/// Why a copy ended: the file and its copy have different remedies.
+enum CopyError {
+    From(io::Error),
+    To(io::Error),
+}
+
+impl CopyError {
+    fn at(self, path: &Path, place: &'static str) -> BytesError {
+        let path = path.to_owned();
+        match self {
+            Self::From(source) => BytesError::Read { path, source },
+            Self::To(source) => BytesError::Copy { path, place, source },
+        }
+    }
+}
+
+/// Copies at most one byte more than allowed.
+fn copy_capped(mut from: &File, mut to: &File, max_bytes: u64) -> Result<u64, CopyError> {
+    let mut buffer = vec![0; CHUNK];
+    let mut left = max_bytes.saturating_add(1);
+    while left > 0 {
+        let wanted = usize::try_from(left).map_or(CHUNK, |left| left.min(CHUNK));
+        let read = match from.read(buffer.get_mut(..wanted).unwrap_or_default()) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            result => result.map_err(CopyError::From)?,
+        };
+        let Some(filled) = buffer.get(..read).filter(|filled| !filled.is_empty()) else { break };
+        to.write_all(filled).map_err(CopyError::To)?;
+        left = left.saturating_sub(read as u64);
+    }
+    Ok(max_bytes.saturating_add(1) - left)
 }
 
 fn memory_copy(file: &File, path: &Path, max_bytes: u64) -> Result<(File, u64), BytesError> {
-    let failed = |source: io::Error| BytesError::Copy { path: path.to_owned(), place: "in memory (memfd)", source };
+    let place = "in memory (memfd)";
+    let failed = |source: io::Error| BytesError::Copy { path: path.to_owned(), place, source };
     // The name is what /proc/PID/maps and debuggers show. The kernel takes 249 bytes.
     let name: String =
         path.file_name().unwrap_or_default().to_string_lossy().chars().filter(|char| *char != '\0').take(60).collect();
@@ -320,7 +352,7 @@ fn memory_copy(file: &File, path: &Path, max_bytes: u64) -> Result<(File, u64), 
         result => result,
     };
     let memory = File::from(out_of_the_way(memory.map_err(|errno| failed(errno.into()))?));
-    let copied = copy_capped(file, &memory, max_bytes).map_err(failed)?;
+    let copied = copy_capped(file, &memory, max_bytes).map_err(|error| error.at(path, place))?;
     let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
     rustix::fs::fcntl_add_seals(&memory, seals).map_err(|errno| failed(errno.into()))?;
     Ok((memory, copied))
@@ -335,12 +367,13 @@ fn out_of_the_way(descriptor: OwnedFd) -> OwnedFd {
 }
 
 fn private_copy(file: &File, path: &Path, max_bytes: u64, parent: &Path) -> Result<(File, u64), BytesError> {
-    let failed = |source: io::Error| BytesError::Copy { path: path.to_owned(), place: "in a private directory", source };
+    let place = "in a private directory";
+    let failed = |source: io::Error| BytesError::Copy { path: path.to_owned(), place, source };
     let directory = private_directory(parent).map_err(failed)?;
     let copied = copy_in(file, &directory, max_bytes);
     // The descriptor is enough: nothing is left behind, and nobody else finds the copy by name.
     let removed = std::fs::remove_dir(&directory);
-    let copied = copied.map_err(failed)?;
+    let copied = copied.map_err(|error| error.at(path, place))?;
     removed.map_err(failed)?;
     Ok(copied)
 }
@@ -361,7 +394,14 @@ fn private_directory(parent: &Path) -> io::Result<PathBuf> {
 }
 
 /// Copies into a new file of `directory`, and gives a descriptor that can only read it. The file has no name afterwards.
-fn copy_in(file: &File, directory: &Path, max_bytes: u64) -> io::Result<(File, u64)> {
+fn copy_in(file: &File, directory: &Path, max_bytes: u64) -> Result<(File, u64), CopyError> {
+    let (writer, reader) = nameless_file(directory).map_err(|errno| CopyError::To(errno.into()))?;
+    let copied = copy_capped(file, &File::from(writer), max_bytes)?;
+    Ok((File::from(out_of_the_way(reader)), copied))
+}
+
+/// A new file, as a descriptor that writes it and one that reads it.
+fn nameless_file(directory: &Path) -> Result<(OwnedFd, OwnedFd), Errno> {
     let flags = OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let directory = rustix::fs::openat(CWD, directory, flags | OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty())?;
     let name = "library.so";
@@ -369,15 +409,11 @@ fn copy_in(file: &File, directory: &Path, max_bytes: u64) -> io::Result<(File, u
     let writer = rustix::fs::openat(&directory, name, flags | OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL, Mode::RUSR)?;
     let reader = rustix::fs::openat(&directory, name, flags | OFlags::RDONLY, Mode::empty());
     rustix::fs::unlinkat(&directory, name, AtFlags::empty())?;
-    let reader = File::from(out_of_the_way(reader?));
-    let copied = copy_capped(file, &File::from(writer), max_bytes)?;
-    Ok((reader, copied))
+    Ok((writer, reader?))
 }
 
 /// Reads the copy from its start, and hashes it in the same pass.
 fn read_and_hash(mut copy: &File) -> io::Result<(Vec<u8>, Digest)> {
-    /// Small enough to be hashed out of the cache it was read into.
-    const CHUNK: u64 = 64 << 10;
     copy.rewind()?;
     let len = usize::try_from(copy.metadata()?.len()).map_err(io::Error::other)?;
     let mut bytes = Vec::new();
@@ -385,7 +421,7 @@ fn read_and_hash(mut copy: &File) -> io::Result<(Vec<u8>, Digest)> {
     let mut hasher = Sha256::new();
     loop {
         let start = bytes.len();
-        if Read::take(&mut copy, CHUNK.min((len - start) as u64)).read_to_end(&mut bytes)? == 0 {
+        if Read::take(&mut copy, CHUNK.min(len - start) as u64).read_to_end(&mut bytes)? == 0 {
             break;
         }
         hasher.update(bytes.get(start..).unwrap_or_default());

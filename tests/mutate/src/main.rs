@@ -16,6 +16,8 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use damage::{Damage, Random};
 use open::Opened;
+use qtasks_host::plugin::bytes::LibraryBytes;
+use qtasks_host::plugin::discover::{Candidate, MAX_LIBRARY_BYTES};
 use qtasks_host::plugin::elf;
 use table::{Row, Table};
 
@@ -65,9 +67,14 @@ fn check_only(paths: &[PathBuf]) -> Result<ExitCode> {
             result = elf::check_shape(std::hint::black_box(&bytes));
             best = best.min(start.elapsed().as_secs_f64() * 1e6);
         }
+        let candidate = Candidate { path: path.clone() };
+        let start = Instant::now();
+        let digest = LibraryBytes::read(&candidate, MAX_LIBRARY_BYTES)?.digest();
+        let read = start.elapsed().as_secs_f64() * 1e6;
         match result {
             Ok(facts) => println!(
-                "good    {best:8.1} us {:10} bytes {:7} relocations {:6} symbols  {}",
+                "good    {best:8.1} us, read and hashed in {read:8.1} us {:.8} {:10} bytes {:7} relocations {:6} symbols  {}",
+                digest.to_string(),
                 bytes.len(),
                 facts.relocations,
                 facts.symbols,

@@ -2,7 +2,6 @@
 #![expect(unsafe_code, reason = "dlopen and a call into the library have no safe form")]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
-use std::io::Write;
 use std::process::Command;
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};

@@ -11,7 +11,6 @@ use super::header::Machine;
 use super::image::{Image, Load, u64_at};
 use super::segments::Segments;
 use super::symbols::Symbols;
-use super::unwind::UnwindTable;
 
 /// Bytes of one entry of `DT_RELA` and `DT_JMPREL`.
 const RELA_BYTES: usize = 24;
@@ -77,8 +76,8 @@ pub(super) fn check(machine: Machine, segments: &Segments<'_>, tags: &Tags, symb
         machine,
         relative_kind: machine.relative_kind(),
         bounds: image.bounds(),
+        segments,
         image,
-        unwind: segments.unwind.as_ref(),
         symbols,
         has_tls: segments.tls.is_some(),
         target: image.loads.iter().find(|load| load.is_writable()).copied(),
@@ -142,12 +141,6 @@ fn words(entry: &[u8; RELA_BYTES]) -> [u64; 3] {
     }
 }
 
-/// Whether the loader may call `address`: it is code, and by the unwind table not the middle of a function. Functions without an
-/// entry in that table (`_init`, or C built without unwind tables) are believed.
-fn starts_function(image: &Image<'_>, unwind: Option<&UnwindTable<'_>>, address: u64) -> bool {
-    image.is_code(address) && !unwind.is_some_and(|table| table.is_inside_function(image, address))
-}
-
 /// Every entry of the procedure linkage table has a slot of its own: one that is written twice leaves another unwritten.
 fn check_slots(entries: &[[u8; RELA_BYTES]]) -> Result<(), ElfError> {
     let mut slots: Vec<(u64, usize)> = entries.iter().enumerate().map(|(index, entry)| (words(entry)[0], index)).collect();
@@ -167,7 +160,7 @@ fn check_slots(entries: &[[u8; RELA_BYTES]]) -> Result<(), ElfError> {
 fn check_functions(segments: &Segments<'_>, tags: &Tags) -> Result<(), ElfError> {
     let image = &segments.image;
     for tag in [DT_INIT, DT_FINI] {
-        if let Some(address) = tags.get(tag).filter(|address| !starts_function(image, segments.unwind.as_ref(), *address)) {
+        if let Some(address) = tags.get(tag).filter(|address| !segments.starts_function(*address)) {
             return Err(ElfError::dynamic(tag.name, address, "the address of a function"));
         }
     }
@@ -249,7 +242,7 @@ struct Walk<'a> {
     /// The number of the relocation that writes an address of this library.
     relative_kind: u32,
     bounds: (u64, u64),
-    unwind: Option<&'a UnwindTable<'a>>,
+    segments: &'a Segments<'a>,
     image: &'a Image<'a>,
     symbols: &'a Symbols<'a>,
     has_tls: bool,
@@ -300,7 +293,7 @@ impl Walk<'_> {
                 }
                 Action::Relative => Points::To(addend),
                 Action::Indirect if symbol != 0 => return Err(wrong("r_info", symbol.into(), "no symbol")),
-                Action::Indirect if !starts_function(self.image, self.unwind, addend) => {
+                Action::Indirect if !self.segments.starts_function(addend) => {
                     return Err(wrong("r_addend", addend, "the address of a function"));
                 }
                 Action::Indirect => Points::Elsewhere,
@@ -356,7 +349,7 @@ impl Walk<'_> {
         if overlap(address, bytes, start, end) {
             return Err((address, "an address outside the dynamic table"));
         }
-        let (image, unwind) = (self.image, self.unwind);
+        let segments = self.segments;
         for array in self.watched.arrays.iter_mut().filter(|array| overlap(address, bytes, array.start, array.end)) {
             let within = address.wrapping_sub(array.start);
             if !within.is_multiple_of(WORD) || bytes != WORD {
@@ -364,7 +357,7 @@ impl Walk<'_> {
             }
             let index = (within / WORD) as usize;
             let found = match points {
-                Points::To(target) if !starts_function(image, unwind, target) => Some("does not point to a function"),
+                Points::To(target) if !segments.starts_function(target) => Some("does not point to a function"),
                 Points::Nowhere => Some("is relocated as something else than a pointer"),
                 _ => None,
             };
