@@ -32,8 +32,8 @@ async fn a_library_without_manifest_is_told_what_a_plugin_is() {
 
 #[tokio::test]
 async fn a_manifest_without_root_symbol_is_told_the_symbol() {
-    let reason = only("no_entry_point").await.refusal("libno_entry_point.so", "open");
-    assert_says(&reason, &["no symbol qtasks_plugin_root_1", "build it with export_plugin!"]);
+    let reason = only("no_entry_point").await.refusal("libno_entry_point.so", "elf-no-root");
+    assert_says(&reason, &["does not export qtasks_plugin_root_1", "use export_plugin!"]);
 }
 
 #[tokio::test]
@@ -106,19 +106,19 @@ async fn an_empty_file_is_too_short() {
 #[tokio::test]
 async fn a_directory_is_no_plugin_library() {
     let reason = strange(|_, path| std::fs::create_dir(path).expect("made")).await;
-    assert_says(&reason, &["strange.so is a directory, a plugin library is a regular file", "remove it"]);
+    assert_says(&reason, &["strange.so is a directory, expected a regular file", "remove it"]);
 }
 
 #[tokio::test]
 async fn a_fifo_is_no_plugin_library_and_nobody_waits_for_its_writer() {
     let reason = strange(|place, _| drop(place.fifo("plugins/strange.so"))).await;
-    assert_says(&reason, &["strange.so is a FIFO, a plugin library is a regular file"]);
+    assert_says(&reason, &["strange.so is a FIFO, expected a regular file"]);
 }
 
 #[tokio::test]
 async fn a_link_to_nowhere_is_unreadable() {
     let reason = strange(|_, path| std::os::unix::fs::symlink("/nowhere/at/all.so", path).expect("made")).await;
-    assert_says(&reason, &["cannot read", "strange.so", "No such file"]);
+    assert_says(&reason, &["cannot open", "strange.so", "No such file"]);
 }
 
 /// Offset of the manifest in a library file: the note's owner, then the JSON.

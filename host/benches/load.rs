@@ -128,7 +128,8 @@ fn time(raw: &[PathBuf], cold: &[PathBuf], warm: &[PathBuf], state_dir: &Path) {
     let registering = begun.elapsed() / u32::try_from(count).expect("few");
     assert_eq!(registry.plugins().len(), 2 * COPIES);
 
-    let figures: [(&str, fn(&Round) -> Duration); 5] = [
+    type Part = fn(&Round) -> Duration;
+    let figures: [(&str, Part); 5] = [
         ("read_memfd_hash", |round| round.parts),
         ("dlopen", |round| round.dlopen),
         ("load", |round| round.load),

@@ -25,7 +25,7 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Run(run::RunArguments),
+    Run(Box<run::RunArguments>),
     /// Look at plugin libraries, without running anything of theirs.
     #[command(subcommand)]
     Plugin(plugin::PluginCommand),

@@ -18,6 +18,7 @@ pub mod load_error;
 pub mod report;
 pub mod loader;
 pub mod instance;
+pub(crate) mod hung;
 pub(crate) mod culprit;
 pub mod fatal;
 pub mod registry;

@@ -19,6 +19,7 @@ use crate::trigger::{Trigger, TriggerSettings};
 /// guest_program = "qtasks-host"   # what probes and isolates plugins; the binary names itself
 /// probe = true                    # load unknown library bytes in a process of their own first
 /// probe_deadline = 5.0            # seconds
+/// safe_mode = false               # load no plugin library at all
 /// concurrency = 4                 # tasks that run at once
 /// max_time = 30.0                 # seconds for one attempt; no limit without it
 /// max_attempts = 5                # runs that a plugin's retry_after may lead to
@@ -44,6 +45,8 @@ pub struct Settings {
     /// Longest time for a probe.
     #[serde(deserialize_with = "crate::plugin::settings::seconds")]
     pub probe_deadline: Duration,
+    /// Start without any plugin library, whatever `plugin_dir` says.
+    pub safe_mode: bool,
     /// Tasks that run at once.
     pub concurrency: usize,
     /// Longest time for one attempt.
@@ -73,6 +76,7 @@ impl Default for Settings {
             plugin_dir: None,
             state_dir: default_state_dir(),
             guest_program: None,
+            safe_mode: false,
             probe: true,
             probe_deadline: Duration::from_secs(5),
             concurrency: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
+use qtasks_host::plugin::verdicts::{Quarantined, Verdicts};
 use qtasks_host::plugin::{Candidate, LoadReport, LoadState, Loader};
 
 use super::exit_code::{ExitStatus, UsageError};
@@ -13,16 +14,19 @@ use super::settings_flags::SettingsFlags;
 #[derive(Debug, Subcommand)]
 pub(crate) enum PluginCommand {
     /// List the libraries of the plugin directory: name, version, triggers and tasks, or why one would be refused.
-    List(ListArguments),
+    List(Box<ListArguments>),
     /// Show everything that one library declares.
     Inspect(InspectArguments),
+    /// What was found harmful and is refused from now on.
+    #[command(subcommand)]
+    Quarantine(QuarantineCommand),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct ListArguments {
     #[command(flatten)]
     settings: SettingsFlags,
-    /// Print a JSON list of load reports instead.
+    /// Print a JSON list instead.
     #[arg(long)]
     json: bool,
 }
@@ -36,10 +40,32 @@ pub(crate) struct InspectArguments {
     json: bool,
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum QuarantineCommand {
+    /// List what is in quarantine, with the reason.
+    List(Box<ListArguments>),
+    /// Lift the quarantine: the library is probed again when it is loaded next.
+    Clear(Box<ClearArguments>),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ClearArguments {
+    /// Plugin name, or the beginning of the digest.
+    #[arg(required_unless_present = "all")]
+    which: Option<String>,
+    /// Lift everything.
+    #[arg(long, conflicts_with = "which")]
+    all: bool,
+    #[command(flatten)]
+    settings: SettingsFlags,
+}
+
 pub(super) fn run(command: PluginCommand) -> anyhow::Result<ExitStatus> {
     match command {
         PluginCommand::List(arguments) => list(&arguments),
         PluginCommand::Inspect(arguments) => inspect(arguments),
+        PluginCommand::Quarantine(QuarantineCommand::List(arguments)) => list_quarantine(&arguments),
+        PluginCommand::Quarantine(QuarantineCommand::Clear(arguments)) => clear_quarantine(&arguments),
     }
 }
 
@@ -68,6 +94,36 @@ fn inspect(arguments: InspectArguments) -> anyhow::Result<ExitStatus> {
         print(&description(&report))?;
     }
     Ok(status(std::slice::from_ref(&report)))
+}
+
+fn list_quarantine(arguments: &ListArguments) -> anyhow::Result<ExitStatus> {
+    let settings = arguments.settings.settings()?;
+    let quarantined = Verdicts::new(&settings.state_dir).quarantined();
+    if arguments.json {
+        print_json(&quarantined)?;
+    } else if quarantined.is_empty() {
+        print("nothing is in quarantine\n")?;
+    } else {
+        print(&quarantined.iter().map(quarantine_line).collect::<String>())?;
+    }
+    Ok(ExitStatus::Success)
+}
+
+fn clear_quarantine(arguments: &ClearArguments) -> anyhow::Result<ExitStatus> {
+    let settings = arguments.settings.settings()?;
+    let lifted = Verdicts::new(&settings.state_dir).clear(arguments.which.as_deref())?;
+    if lifted.is_empty() {
+        let which = arguments.which.as_deref().unwrap_or_default();
+        return Err(UsageError(format!("nothing in quarantine is called {which:?}; see `plugin quarantine list`")).into());
+    }
+    print(&lifted.iter().map(|entry| format!("lifted: {}", quarantine_line(entry))).collect::<String>())?;
+    Ok(ExitStatus::Success)
+}
+
+fn quarantine_line(entry: &Quarantined) -> String {
+    let digest: String = entry.digest.to_string().chars().take(12).collect();
+    let path = entry.path.display().to_string().escape_debug().to_string();
+    format!("{} {digest} {}: {} (seen {} time(s), {path})\n", entry.plugin, entry.kind.name(), entry.evidence, entry.count)
 }
 
 fn status(reports: &[LoadReport]) -> ExitStatus {

@@ -106,6 +106,11 @@ async fn run_tasks(app: App, input: Input, bar: &ProgressBar) -> anyhow::Result<
     if broker.waiting() > 0 {
         eprintln!("{} tasks were read and not begun", broker.waiting());
     }
+    for plugin in running.executor().dispatcher().registry().plugins() {
+        if let Some(reason) = plugin.tripped().await {
+            eprintln!("plugin {} was {reason}", plugin.name());
+        }
+    }
     running.stop().await;
     Ok(match () {
         () if stopped_early => ExitStatus::Interrupted,

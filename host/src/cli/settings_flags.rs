@@ -20,6 +20,9 @@ pub(crate) struct SettingsFlags {
     /// Directory for the data of plugins (setting `state_dir`) [default: qtasks-host in the user's state directory].
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// Load no plugin library at all (setting `safe_mode`).
+    #[arg(long)]
+    safe_mode: bool,
     /// Whether unknown library bytes are loaded in a process of their own first (setting `probe`) [default: true].
     #[arg(long, value_name = "BOOL")]
     probe: Option<bool>,
@@ -77,6 +80,7 @@ impl SettingsFlags {
         let given = [
             ("--plugins", "plugin_dir", self.plugins.as_ref().map(path)),
             ("--state-dir", "state_dir", self.state_dir.as_ref().map(path)),
+            ("--safe-mode", "safe_mode", self.safe_mode.then(|| "true".to_owned())),
             ("--probe", "probe", self.probe.map(|value| value.to_string())),
             ("--probe-deadline", "probe_deadline", self.probe_deadline.map(number)),
             ("--guest-program", "guest_program", self.guest_program.as_ref().map(path)),

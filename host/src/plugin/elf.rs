@@ -84,7 +84,7 @@ fn examine(bytes: &[u8]) -> Result<(ElfFacts, Symbols<'_>, image::Image<'_>), El
     let segments = segments::read(bytes, &header)?;
     let image = &segments.image;
     let tags = dynamic::read(&segments)?;
-    let symbols = Symbols::read(image, &tags, segments.tls.as_ref())?;
+    let symbols = Symbols::read(&segments, &tags)?;
     let needed = dynamic::needed(&tags, &symbols.strings)?;
     let soname = dynamic::soname(&tags, &symbols.strings)?;
     versions::check(image, &tags, &symbols, &needed)?;

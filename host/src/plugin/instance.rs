@@ -12,7 +12,9 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use super::culprit::{Culprit, inside};
+use super::hung::{Hung, RunningCall};
 use super::manifest::Manifest;
+use super::process::TRIPPED_ERROR;
 use super::process::supervisor::Isolated;
 use super::settings::PluginSettings;
 
@@ -49,6 +51,7 @@ pub struct Plugin {
     manifest: Manifest,
     settings: PluginSettings,
     home: Home,
+    hung: Arc<Hung>,
 }
 
 /// Where a plugin's code runs.
@@ -57,7 +60,7 @@ pub(super) enum Home {
     /// In this process, with its mark for the threads it runs on.
     Here(Instance, Option<&'static Culprit>),
     /// In a process of its own.
-    Process(Isolated),
+    Process(Box<Isolated>),
 }
 
 /// Calls are numbered across all plugins: completions of async calls find their way back by number.
@@ -66,7 +69,7 @@ static NEXT_CALL: AtomicU64 = AtomicU64::new(1);
 impl Plugin {
     pub(super) fn new(manifest: Manifest, origin: Origin, settings: PluginSettings, home: Home) -> Self {
         let identity = PluginIdentity { name: manifest.name.as_str().into(), version: manifest.version.as_str().into() };
-        Self { identity: Arc::new(identity), origin, manifest, settings, home }
+        Self { identity: Arc::new(identity), origin, manifest, settings, home, hung: Arc::default() }
     }
 
     /// Name and version.
@@ -105,10 +108,11 @@ impl Plugin {
         self.settings.priority.unwrap_or(self.manifest.priority)
     }
 
-    /// Calls an inline entry on this thread; `None` when the plugin does not live in this process.
+    /// Calls an inline entry on this thread; `None` when the plugin does not live in this process, or was tripped.
     #[must_use]
     pub fn call_inline(&self, entry: u32, name: &str, input: &str) -> Option<Outcome> {
         match &self.home {
+            Home::Here(..) if self.hung.is_tripped() => None,
             Home::Here(instance, mark) => Some(inside(*mark, || checked(instance.call(0, entry, name, input)))),
             Home::Process(_) => None,
         }
@@ -133,21 +137,30 @@ impl Plugin {
             Home::Here(instance, mark) => (instance, *mark),
             Home::Process(isolated) => return isolated.call(id, entry, mode, name.as_ref(), input, deadline).await,
         };
+        if let Some(reason) = self.hung.tripped() {
+            return failed(TRIPPED_ERROR, reason);
+        }
+        let running = self.hung.begin();
         match mode {
             Mode::Inline => inside(mark, || checked(instance.call(id, entry, name.as_ref(), input))),
             Mode::Blocking => {
-                let (plugin, input) = (Arc::clone(self), Arc::clone(input));
-                let call = tokio::task::spawn_blocking(move || match &plugin.home {
-                    Home::Here(instance, mark) => inside(*mark, || checked(instance.call(id, entry, name.as_ref(), &input))),
-                    Home::Process(_) => failed("CallLost", "the plugin moved to another process".to_owned()),
+                let (plugin, input, ended) = (Arc::clone(self), Arc::clone(input), running.clone());
+                let call = tokio::task::spawn_blocking(move || {
+                    let outcome = match &plugin.home {
+                        Home::Here(instance, mark) => inside(*mark, || checked(instance.call(id, entry, name.as_ref(), &input))),
+                        Home::Process(_) => failed("CallLost", "the plugin moved to another process".to_owned()),
+                    };
+                    ended.end();
+                    outcome
                 });
                 let call = async { call.await.unwrap_or_else(|error| failed("CallLost", error.to_string())) };
-                wait(instance, id, deadline, call).await
+                wait(instance, id, deadline, &running, call).await
             }
             Mode::Async => {
                 let (sender, receiver) = oneshot::channel();
-                let plugin = Arc::clone(self);
+                let (plugin, ended) = (Arc::clone(self), running.clone());
                 let then = move |outcome| {
+                    ended.end();
                     // A receiver that is gone has stopped waiting at its deadline.
                     let _ = sender.send(checked(outcome));
                     // Only now: a call that goes on after its deadline must not lose its plugin.
@@ -155,8 +168,16 @@ impl Plugin {
                 };
                 inside(mark, || instance.call_async(id, entry, name.as_ref(), input, then));
                 let call = async { receiver.await.unwrap_or_else(|error| failed("CallLost", error.to_string())) };
-                wait(instance, id, deadline, call).await
+                wait(instance, id, deadline, &running, call).await
             }
+        }
+    }
+
+    /// Why it is no longer called, if it was tripped.
+    pub async fn tripped(&self) -> Option<String> {
+        match &self.home {
+            Home::Here(..) => self.hung.tripped(),
+            Home::Process(isolated) => isolated.tripped().await,
         }
     }
 
@@ -174,7 +195,13 @@ impl Plugin {
 }
 
 /// Waits for a call in this process, and cancels it at the deadline.
-async fn wait(instance: &Instance, id: u64, deadline: Option<Duration>, call: impl Future<Output = Outcome>) -> Outcome {
+async fn wait(
+    instance: &Instance,
+    id: u64,
+    deadline: Option<Duration>,
+    running: &RunningCall,
+    call: impl Future<Output = Outcome>,
+) -> Outcome {
     let mut cancel = CancelOnDrop { instance, id: Some(id) };
     let outcome = match deadline {
         None => Some(call.await),
@@ -185,7 +212,10 @@ async fn wait(instance: &Instance, id: u64, deadline: Option<Duration>, call: im
             cancel.id = None;
             outcome
         }
-        None => failed(DEADLINE_ERROR, format!("did not end within {} s", deadline.unwrap_or_default().as_secs_f64())),
+        None => {
+            running.abandon();
+            failed(DEADLINE_ERROR, format!("did not end within {} s", deadline.unwrap_or_default().as_secs_f64()))
+        }
     }
 }
 

@@ -112,7 +112,7 @@ impl LoadErrorKind {
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Read(_) => "unreadable",
+            Self::Read(error) => error.code(),
             Self::Manifest(ManifestError::Abi { .. }) => "abi",
             Self::Manifest(_) => "manifest",
             Self::NameTaken { .. } => "name-taken",

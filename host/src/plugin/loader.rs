@@ -2,6 +2,7 @@
 //! start. Every candidate ends in a report; one that is refused never stops the others.
 
 use std::collections::BTreeMap;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use serde_json::value::to_raw_value;
 
 use super::bytes::{Digest, LibraryBytes};
 use super::culprit::{self, Culprit, Record};
-use super::discover::{Candidate, DiscoverError, discover};
+use super::discover::{Candidate, DiscoverError, MAX_LIBRARY_BYTES, discover};
 use super::elf;
 use super::instance::{Home, Origin, Plugin};
 use super::library::{self, OpenError};
@@ -76,7 +77,7 @@ impl Inspected {
     ///
     /// [`LoadErrorKind::Read`] or [`LoadErrorKind::Manifest`].
     pub fn read(candidate: &Candidate) -> Result<Self, LoadErrorKind> {
-        let bytes = LibraryBytes::read(candidate)?;
+        let bytes = LibraryBytes::read(candidate, MAX_LIBRARY_BYTES)?;
         let manifest = manifest::read(bytes.as_slice())?;
         Ok(Self { candidate: candidate.clone(), bytes, manifest })
     }
@@ -195,7 +196,7 @@ impl Loader<'_> {
                 let program = self.guest_program()?;
                 let manifest = &inspected.manifest.text;
                 let deadline = self.policy.probe_deadline;
-                probe::probe(program, inspected.bytes.descriptor(), manifest, &subject, &verdicts, deadline)?;
+                probe::probe(program, inspected.bytes.sealed().file().as_fd(), manifest, &subject, &verdicts, deadline)?;
                 Ok(Layout::ComparedBefore)
             }
         }
@@ -240,7 +241,8 @@ impl Loader<'_> {
     ) -> Result<(Manifest, Home), LoadErrorKind> {
         let Inspected { candidate, bytes, manifest: ManifestText { text: expected, manifest } } = inspected;
         let mark = Culprit::leak(&manifest.name, &manifest.version, &candidate.path, bytes.digest());
-        let path = bytes.into_dlopen_path();
+        let sealed = bytes.into_sealed();
+        let path = sealed.dlopen_path();
         #[expect(unsafe_code, reason = "the operator put this file into the plugin directory, and `verify` found it good")]
         // SAFETY: as said: the operator vouches for the file; `layout` is what `verify` said of these very bytes, and the path leads
         // to the sealed copy of them.
@@ -259,12 +261,12 @@ impl Loader<'_> {
         let Inspected { bytes, manifest: ManifestText { text, manifest }, .. } = inspected;
         let init = self.init(&manifest, settings)?;
         // The one place it may write to; made here, since the sandbox can name only what exists.
-        let prepared = std::fs::create_dir_all(&init.data_dir).and_then(|()| bytes.into_descriptor());
+        let prepared = std::fs::create_dir_all(&init.data_dir);
         let failed = |source| isolated_error(&manifest, source);
-        let library = prepared.map_err(|error| failed(GuestError::Host(error)))?;
+        prepared.map_err(|error| failed(GuestError::Host(error)))?;
         let recipe = Recipe {
             program: self.guest_program()?.to_owned(),
-            library,
+            library: bytes.into_sealed(),
             deadline: settings.start_deadline,
             start: Start {
                 nonce: String::new(),
@@ -281,7 +283,7 @@ impl Loader<'_> {
                 max_level: TracingServices::new("".into()).max_level() as u32,
             },
         };
-        Ok((manifest.clone(), Home::Process(Isolated::start(recipe).map_err(failed)?)))
+        Ok((manifest.clone(), Home::Process(Box::new(Isolated::start(recipe).map_err(failed)?))))
     }
 
     /// Name and settings of a plugin that is linked into the application.

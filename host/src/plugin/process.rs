@@ -9,3 +9,7 @@ pub mod guest;
 pub(crate) mod sandbox;
 pub(crate) mod spawn;
 pub(crate) mod supervisor;
+
+pub use sandbox::SandboxLevel;
+pub use spawn::GuestError;
+pub use supervisor::{CRASH_ERROR, TRIPPED_ERROR};

@@ -128,7 +128,8 @@ impl TaskRegistry {
         }
     }
 
-    /// Adds what plugins provide and what the operator declared, and applies the operator's limits.
+    /// Adds what plugins provide and what the operator declared, and applies the operator's limits. In safe mode, limits of
+    /// unknown tasks are no error.
     ///
     /// # Errors
     ///
@@ -138,6 +139,7 @@ impl TaskRegistry {
         plugins: &Registry,
         settings: &BTreeMap<String, TaskSettings>,
         state_dir: &Path,
+        safe_mode: bool,
     ) -> Result<Self, TaskRegistryError> {
         for (name, provided) in plugins.tasks() {
             self.add(name, provided.plugin.name(), TaskLimits::default(), Body::Plugin(provided.clone()));
@@ -151,6 +153,10 @@ impl TaskRegistry {
         }
         for (name, settings) in settings {
             let Some(function) = self.tasks.get_mut(name.as_str()) else {
+                // A plugin that is not loaded may be the one that provides it.
+                if safe_mode {
+                    continue;
+                }
                 return Err(TaskRegistryError::Unknown { task: name.clone(), hint: self.nearest(name) });
             };
             let limits = &mut function.limits;

@@ -8,10 +8,9 @@ use super::dynamic::{
 };
 use super::error::ElfError;
 use super::header::Machine;
-use super::image::{Image, Load, u32_at, u64_at};
+use super::image::{Image, Load, u64_at};
 use super::segments::Segments;
 use super::symbols::Symbols;
-use super::unwind::UnwindTable;
 
 /// Bytes of one entry of `DT_RELA` and `DT_JMPREL`.
 const RELA_BYTES: usize = 24;
@@ -77,8 +76,8 @@ pub(super) fn check(machine: Machine, segments: &Segments<'_>, tags: &Tags, symb
         machine,
         relative_kind: machine.relative_kind(),
         bounds: image.bounds(),
+        segments,
         image,
-        unwind: segments.unwind.as_ref(),
         symbols,
         has_tls: segments.tls.is_some(),
         target: image.loads.iter().find(|load| load.is_writable()).copied(),
@@ -101,6 +100,7 @@ pub(super) fn check(machine: Machine, segments: &Segments<'_>, tags: &Tags, symb
     }
     if let Some(table) = table::<RELA_BYTES>(image, tags, DT_JMPREL, DT_PLTRELSZ)? {
         walk.table(DT_JMPREL.name, table, 0)?;
+        check_slots(table)?;
         count += table.len();
     }
     if let Some(table) = table::<{ WORD as usize }>(image, tags, DT_RELR, DT_RELRSZ)? {
@@ -132,17 +132,35 @@ fn table<'a, const N: usize>(image: &Image<'a>, tags: &Tags, address: Tag, len: 
     Ok(Some(found.as_chunks().0))
 }
 
-/// Whether the loader may call `address`: it is code, and by the unwind table not the middle of a function. Functions without an
-/// entry in that table (`_init`, or C built without unwind tables) are believed.
-fn starts_function(image: &Image<'_>, unwind: Option<&UnwindTable<'_>>, address: u64) -> bool {
-    image.is_code(address) && !unwind.is_some_and(|table| table.is_inside_function(image, address))
+/// The three words of an entry: `r_offset`, `r_info`, `r_addend`.
+fn words(entry: &[u8; RELA_BYTES]) -> [u64; 3] {
+    let (words, _) = entry.as_chunks::<8>();
+    match words {
+        [address, info, addend] => [u64::from_le_bytes(*address), u64::from_le_bytes(*info), u64::from_le_bytes(*addend)],
+        _ => [0; 3],
+    }
+}
+
+/// Every entry of the procedure linkage table has a slot of its own: one that is written twice leaves another unwritten.
+fn check_slots(entries: &[[u8; RELA_BYTES]]) -> Result<(), ElfError> {
+    let mut slots: Vec<(u64, usize)> = entries.iter().enumerate().map(|(index, entry)| (words(entry)[0], index)).collect();
+    // They are sorted already but for indirect functions, which costs one pass.
+    slots.sort_unstable();
+    let twice = slots.windows(2).find(|pair| matches!(pair, [(first, _), (second, _)] if second - first < WORD));
+    match twice {
+        Some([_, (found, index)]) if *found != 0 => {
+            let expected = "a slot of its own";
+            Err(ElfError::Relocation { table: DT_JMPREL.name, index: *index, field: "r_offset", found: *found, expected })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Addresses that the loader jumps to, or writes to besides relocations.
 fn check_functions(segments: &Segments<'_>, tags: &Tags) -> Result<(), ElfError> {
     let image = &segments.image;
     for tag in [DT_INIT, DT_FINI] {
-        if let Some(address) = tags.get(tag).filter(|address| !starts_function(image, segments.unwind.as_ref(), *address)) {
+        if let Some(address) = tags.get(tag).filter(|address| !segments.starts_function(*address)) {
             return Err(ElfError::dynamic(tag.name, address, "the address of a function"));
         }
     }
@@ -159,9 +177,6 @@ fn check_functions(segments: &Segments<'_>, tags: &Tags) -> Result<(), ElfError>
 
 /// What relocations may not overwrite (the dynamic table), and what they must all fill (the arrays of start and end functions).
 struct Watched {
-    /// Covers all of them, so that most relocations are done with one comparison.
-    start: u64,
-    end: u64,
     dynamic: (u64, u64),
     arrays: [FunctionArray; 2],
 }
@@ -186,13 +201,13 @@ impl Watched {
         };
         let arrays = [array(DT_INIT_ARRAY, DT_INIT_ARRAYSZ)?, array(DT_FINI_ARRAY, DT_FINI_ARRAYSZ)?];
         let dynamic = (segments.dynamic_address, segments.dynamic_address.saturating_add(segments.dynamic.len() as u64));
-        let used = arrays.iter().filter(|array| !array.relocated.is_empty());
-        let (start, end) = used.fold(dynamic, |(start, end), array| (start.min(array.start), end.max(array.end)));
-        Ok(Self { start, end, dynamic, arrays })
+        Ok(Self { dynamic, arrays })
     }
 
     fn covers(&self, address: u64, bytes: u64) -> bool {
-        overlap(address, bytes, self.start, self.end)
+        let [starts, ends] = &self.arrays;
+        let in_array = |array: &FunctionArray| overlap(address, bytes, array.start, array.end);
+        overlap(address, bytes, self.dynamic.0, self.dynamic.1) || in_array(starts) || in_array(ends)
     }
 
     fn all_relocated(&self) -> Result<(), ElfError> {
@@ -227,7 +242,7 @@ struct Walk<'a> {
     /// The number of the relocation that writes an address of this library.
     relative_kind: u32,
     bounds: (u64, u64),
-    unwind: Option<&'a UnwindTable<'a>>,
+    segments: &'a Segments<'a>,
     image: &'a Image<'a>,
     symbols: &'a Symbols<'a>,
     has_tls: bool,
@@ -240,13 +255,10 @@ impl Walk<'_> {
     /// `DT_RELA` or `DT_JMPREL`, whose first `relative` entries the loader applies without a look at their type.
     fn table(&mut self, table: &'static str, entries: &[[u8; RELA_BYTES]], relative: usize) -> Result<(), ElfError> {
         for (index, entry) in entries.iter().enumerate() {
-            let address = u64_at(entry, 0).unwrap_or_default();
-            let kind = u32_at(entry, 8).unwrap_or_default();
-            let symbol = u32_at(entry, 12).unwrap_or_default();
-            let addend = u64_at(entry, 16).unwrap_or_default();
+            let [address, info, addend] = words(entry);
+            let (kind, symbol) = (info as u32, (info >> 32) as u32);
             // Nearly all are of this kind, so it has a way of its own through the rules below.
-            if kind == self.relative_kind
-                && symbol == 0
+            if info == u64::from(self.relative_kind)
                 && self.target.is_some_and(|load| load.holds(address, WORD))
                 && self.points_into_library(addend)
                 && !self.watched.covers(address, WORD)
@@ -281,7 +293,7 @@ impl Walk<'_> {
                 }
                 Action::Relative => Points::To(addend),
                 Action::Indirect if symbol != 0 => return Err(wrong("r_info", symbol.into(), "no symbol")),
-                Action::Indirect if !starts_function(self.image, self.unwind, addend) => {
+                Action::Indirect if !self.segments.starts_function(addend) => {
                     return Err(wrong("r_addend", addend, "the address of a function"));
                 }
                 Action::Indirect => Points::Elsewhere,
@@ -337,7 +349,7 @@ impl Walk<'_> {
         if overlap(address, bytes, start, end) {
             return Err((address, "an address outside the dynamic table"));
         }
-        let (image, unwind) = (self.image, self.unwind);
+        let segments = self.segments;
         for array in self.watched.arrays.iter_mut().filter(|array| overlap(address, bytes, array.start, array.end)) {
             let within = address.wrapping_sub(array.start);
             if !within.is_multiple_of(WORD) || bytes != WORD {
@@ -345,7 +357,7 @@ impl Walk<'_> {
             }
             let index = (within / WORD) as usize;
             let found = match points {
-                Points::To(target) if !starts_function(image, unwind, target) => Some("does not point to a function"),
+                Points::To(target) if !segments.starts_function(target) => Some("does not point to a function"),
                 Points::Nowhere => Some("is relocated as something else than a pointer"),
                 _ => None,
             };

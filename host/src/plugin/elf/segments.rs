@@ -36,6 +36,15 @@ pub(super) struct Segments<'a> {
     pub(super) unwind: Option<UnwindTable<'a>>,
 }
 
+impl Segments<'_> {
+    /// Whether the loader may call `address`: it is code, and by the unwind table not the middle of a function. Functions without
+    /// an entry in that table (`_init`, or C built without unwind tables) are believed.
+    pub(super) fn starts_function(&self, address: u64) -> bool {
+        let inside = |table: &UnwindTable<'_>| table.is_inside_function(&self.image, address);
+        self.image.is_code(address) && !self.unwind.as_ref().is_some_and(inside)
+    }
+}
+
 /// One program header.
 #[derive(Debug, Clone, Copy)]
 struct Segment {
@@ -169,7 +178,8 @@ fn push_load(bytes: &[u8], segment: &Segment, loads: &mut Vec<Load>) -> Result<(
         return Err(ElfError::WritableCode { index: segment.index });
     }
     // Only AArch64 has code that cannot be read (execute-only memory).
-    if !load.is_readable() && !(cfg!(target_arch = "aarch64") && load.is_executable()) {
+    let may_be_unreadable = cfg!(target_arch = "aarch64") && load.is_executable();
+    if !load.is_readable() && !may_be_unreadable {
         return Err(segment.wrong("p_flags", flags, "readable"));
     }
     if let Some(last) = loads.last() {

@@ -5,7 +5,7 @@ use object::elf;
 use super::dynamic::{DT_GNU_HASH, DT_HASH, DT_STRSZ, DT_STRTAB, DT_SYMENT, DT_SYMTAB, Tags};
 use super::error::ElfError;
 use super::image::{Image, u16_at, u32_at, u64_at};
-use super::segments::Tls;
+use super::segments::Segments;
 
 /// Bytes of one symbol.
 const SYMBOL_BYTES: usize = 24;
@@ -101,6 +101,11 @@ impl Symbol {
         self.section != elf::SHN_UNDEF.0
     }
 
+    /// Whether it is imported, as the link editor writes it.
+    fn is_import(&self) -> bool {
+        !self.is_defined() && self.bind() != elf::STB_LOCAL && self.value == 0
+    }
+
     /// Whether its value is an address of the library.
     pub(super) fn has_address(&self) -> bool {
         self.is_defined() && self.section != elf::SHN_ABS.0 && self.kind() != elf::STT_TLS
@@ -118,7 +123,8 @@ pub(super) struct Symbols<'a> {
 
 impl<'a> Symbols<'a> {
     /// Reads and checks the tables.
-    pub(super) fn read(image: &Image<'a>, tags: &Tags, tls: Option<&Tls>) -> Result<Self, ElfError> {
+    pub(super) fn read(segments: &Segments<'a>, tags: &Tags) -> Result<Self, ElfError> {
+        let image = &segments.image;
         let strings = Strings::read(image, tags)?;
         let address = tags.require(DT_SYMTAB, "the loader finds every symbol there")?;
         tags.expect(DT_SYMENT, SYMBOL_BYTES as u64, DT_SYMTAB)?;
@@ -132,7 +138,7 @@ impl<'a> Symbols<'a> {
         symbols.rows = rows.get(..count).ok_or_else(|| {
             ElfError::dynamic(DT_SYMTAB.name, address, format!("{count} symbols within one segment's part of the file"))
         })?;
-        symbols.check(image, tls)?;
+        symbols.check(segments)?;
         Ok(symbols)
     }
 
@@ -168,12 +174,16 @@ impl<'a> Symbols<'a> {
             (Some(GnuCount::AtLeast(least)), None) => {
                 let strtab = tags.get(DT_STRTAB).unwrap_or_default();
                 let room = strtab.checked_sub(symtab).map_or(self.rows.len(), |gap| (gap / SYMBOL_BYTES as u64) as usize);
-                Ok(room.min(self.rows.len()).max(least))
+                let room = room.min(self.rows.len());
+                // Other tables may lie between: what cannot be an import is no symbol any more.
+                let imports = self.rows.get(least..room).unwrap_or_default().iter().map(Symbol::read);
+                Ok(least + imports.take_while(Symbol::is_import).count())
             }
         }
     }
 
-    fn check(&mut self, image: &Image<'_>, tls: Option<&Tls>) -> Result<(), ElfError> {
+    fn check(&mut self, segments: &Segments<'_>) -> Result<(), ElfError> {
+        let image = &segments.image;
         let first = self.rows.first().ok_or_else(|| ElfError::dynamic(DT_SYMTAB.name, 0, "at least symbol 0"))?;
         if first.iter().any(|byte| *byte != 0) {
             return Err(ElfError::dynamic(DT_SYMTAB.name, 0, "a table whose symbol 0 is all zeros"));
@@ -203,12 +213,18 @@ impl<'a> Symbols<'a> {
                 if symbol.value < image_start || symbol.value > image_end {
                     return Err(wrong("st_value", symbol.value, "an address within the library"));
                 }
-                let is_function = matches!(symbol.kind(), elf::STT_FUNC | elf::STT_GNU_IFUNC);
-                if is_function && !image.is_code(symbol.value) {
-                    return Err(wrong("st_value", symbol.value, "an address of code, it is a function"));
+                let good = match symbol.kind() {
+                    // Assembler may give a function further names in its middle.
+                    elf::STT_FUNC => image.is_code(symbol.value),
+                    // The loader calls this one.
+                    elf::STT_GNU_IFUNC => segments.starts_function(symbol.value),
+                    _ => true,
+                };
+                if !good {
+                    return Err(wrong("st_value", symbol.value, "the address of a function"));
                 }
             } else if symbol.kind() == elf::STT_TLS {
-                let size = tls.map_or(0, |tls| tls.memory_bytes);
+                let size = segments.tls.as_ref().map_or(0, |tls| tls.memory_bytes);
                 if symbol.value > size {
                     return Err(wrong("st_value", symbol.value, "an offset within PT_TLS"));
                 }

@@ -33,7 +33,7 @@ impl<'a> UnwindTable<'a> {
 
     /// Whether `address` is behind the start of a function and before its end.
     pub(super) fn is_inside_function(&self, image: &Image<'_>, address: u64) -> bool {
-        let start_of = |pair: &[u8; 8]| self.from_table(u32_at(pair, 0));
+        let start_of = |pair: &[u8; 8]| self.address_at(u32_at(pair, 0));
         let after = self.pairs.partition_point(|pair| start_of(pair) <= address);
         let Some(pair) = after.checked_sub(1).and_then(|at| self.pairs.get(at)) else { return false };
         let start = start_of(pair);
@@ -42,14 +42,15 @@ impl<'a> UnwindTable<'a> {
 
     /// The length of the function at `start`; `None` when its entry is not of the usual form.
     fn len_of(&self, image: &Image<'_>, pair: &[u8; 8], start: u64) -> Option<u64> {
-        let entry = self.from_table(u32_at(pair, 4));
+        let entry = self.address_at(u32_at(pair, 4));
         let bytes = image.at(entry, 16)?;
         // Its start is relative to the place that says so (`DW_EH_PE_pcrel | DW_EH_PE_sdata4`), or this is another encoding.
         let said = entry.wrapping_add(8).wrapping_add(extend(u32_at(bytes, 8)));
         if said == start { u32_at(bytes, 12).map(u64::from) } else { None }
     }
 
-    fn from_table(&self, distance: Option<u32>) -> u64 {
+    /// The address at a distance from the table.
+    fn address_at(&self, distance: Option<u32>) -> u64 {
         self.address.wrapping_add(extend(distance))
     }
 }

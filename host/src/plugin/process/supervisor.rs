@@ -19,6 +19,7 @@ use super::frame::{self, Frame, FrameError, Kind};
 use super::guest::{LoggedLine, Start};
 use super::sandbox::SandboxLevel;
 use super::spawn::{Guest, GuestError, describe, nonce};
+use crate::plugin::bytes::SealedLibrary;
 use crate::plugin::instance::{DEADLINE_ERROR, Outcome};
 use crate::plugin::services::TracingServices;
 
@@ -41,7 +42,7 @@ const LINES_A_SECOND: u32 = 1000;
 #[derive(Debug)]
 pub(crate) struct Recipe {
     pub(crate) program: PathBuf,
-    pub(crate) library: OwnedFd,
+    pub(crate) library: SealedLibrary,
     pub(crate) start: Start,
     pub(crate) deadline: Duration,
 }
@@ -73,7 +74,7 @@ struct Connection {
 impl Recipe {
     fn start(&self) -> Result<(Guest, SandboxLevel), GuestError> {
         let start = Start { nonce: nonce(), ..self.start.clone() };
-        let mut guest = Guest::start(&self.program, self.library.as_fd(), &start)?;
+        let mut guest = Guest::start(&self.program, self.library.file().as_fd(), &start)?;
         let report = guest.report(self.deadline)?;
         if !report.side_effects.is_empty() {
             tracing::warn!(plugin = %self.start.init.plugin, "loading the library had side effects: {}", report.side_effects.join("; "));
@@ -111,7 +112,7 @@ impl Isolated {
         let until = deadline.map(|deadline| tokio::time::Instant::now() + deadline);
         let connection = match self.connection(until).await {
             Ok(connection) => connection,
-            Err(outcome) => return outcome,
+            Err(error) => return Outcome::Failed(error),
         };
         let call = connection.call(id, frame::encode_call(id, entry, mode, name, input));
         let Some(until) = until else { return call.await };
@@ -130,11 +131,11 @@ impl Isolated {
     }
 
     /// A living process: the one there is, or a new one in its time.
-    async fn connection(&self, until: Option<tokio::time::Instant>) -> Result<Arc<Connection>, Outcome> {
+    async fn connection(&self, until: Option<tokio::time::Instant>) -> Result<Arc<Connection>, Box<ErrorBody>> {
         let starting = async {
             let mut state = self.state.lock().await;
             if let Some(reason) = &state.tripped {
-                return Err(failed(TRIPPED_ERROR, reason.clone()));
+                return Err(error(TRIPPED_ERROR, reason.clone()));
             }
             let Some(ended) = state.connection.ended.get().cloned() else { return Ok(Arc::clone(&state.connection)) };
             self.restart(&mut state, &ended).await
@@ -143,11 +144,11 @@ impl Isolated {
             None => starting.await,
             Some(until) => tokio::time::timeout_at(until, starting)
                 .await
-                .unwrap_or_else(|_| Err(failed(CRASH_ERROR, "the plugin's process is being started again".to_owned()))),
+                .unwrap_or_else(|_| Err(error(CRASH_ERROR, "the plugin's process is being started again".to_owned()))),
         }
     }
 
-    async fn restart(&self, state: &mut State, ended: &str) -> Result<Arc<Connection>, Outcome> {
+    async fn restart(&self, state: &mut State, ended: &str) -> Result<Arc<Connection>, Box<ErrorBody>> {
         let plugin = &self.recipe.start.init.plugin;
         let mut reason = ended.to_owned();
         loop {
@@ -161,7 +162,7 @@ impl Isolated {
                     format!("set aside after {FAILURES} failures within {} s; the last: its process {reason}", WINDOW.as_secs());
                 tracing::error!(%plugin, "{tripped}");
                 state.tripped = Some(tripped.clone());
-                return Err(failed(TRIPPED_ERROR, tripped));
+                return Err(error(TRIPPED_ERROR, tripped));
             }
             let wait = FIRST_WAIT * 2u32.saturating_pow(u32::try_from(state.failures.len() - 1).unwrap_or(u32::MAX));
             tracing::warn!(%plugin, seconds = wait.as_secs_f64(), "its process {reason}; it is started again");
@@ -416,5 +417,9 @@ fn crashed(ended: &str) -> Outcome {
 }
 
 fn failed(kind: &'static str, message: String) -> Outcome {
-    Outcome::Failed(Box::new(ErrorBody::new(kind, message)))
+    Outcome::Failed(error(kind, message))
+}
+
+fn error(kind: &'static str, message: String) -> Box<ErrorBody> {
+    Box::new(ErrorBody::new(kind, message))
 }

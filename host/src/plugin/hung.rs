@@ -1,0 +1,97 @@
+//! Calls that went on after their deadline: in this process nobody can end them, so a plugin that has too many is tripped.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+
+/// This many hung calls at once trip a plugin.
+const MOST: u32 = 3;
+
+/// A plugin's hung calls.
+#[derive(Debug, Default)]
+pub(super) struct Hung {
+    calls: AtomicU32,
+    tripped: AtomicBool,
+    reason: OnceLock<String>,
+}
+
+/// One call, as its two ends see it: the one that waits, and the one that runs.
+#[derive(Debug, Clone)]
+pub(super) struct RunningCall {
+    hung: Arc<Hung>,
+    state: Arc<AtomicU8>,
+}
+
+const RUNNING: u8 = 0;
+const ABANDONED: u8 = 1;
+const ENDED: u8 = 2;
+
+impl Hung {
+    /// A call begins.
+    pub(super) fn begin(self: &Arc<Self>) -> RunningCall {
+        RunningCall { hung: Arc::clone(self), state: Arc::new(AtomicU8::new(RUNNING)) }
+    }
+
+    pub(super) fn is_tripped(&self) -> bool {
+        self.tripped.load(Ordering::Relaxed)
+    }
+
+    /// Why the plugin is no longer called, if so. For good: what hangs once hangs again.
+    pub(super) fn tripped(&self) -> Option<String> {
+        if self.is_tripped() { self.reason.get().cloned() } else { None }
+    }
+
+    /// How many calls hang now.
+    #[cfg(test)]
+    pub(super) fn calls(&self) -> u32 {
+        self.calls.load(Ordering::Relaxed)
+    }
+}
+
+impl RunningCall {
+    /// Nobody waits for it any more.
+    pub(super) fn abandon(&self) {
+        if self.state.compare_exchange(RUNNING, ABANDONED, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            return;
+        }
+        let calls = self.hung.calls.fetch_add(1, Ordering::AcqRel) + 1;
+        if calls >= MOST {
+            let reason =
+                format!("set aside: {calls} of its calls went on after their deadline, and cannot be ended in this process");
+            // Set before the flag: whoever sees the flag finds the reason.
+            if self.hung.reason.set(reason).is_ok() {
+                self.hung.tripped.store(true, Ordering::Release);
+            }
+        }
+    }
+
+    /// It has ended, in time or not.
+    pub(super) fn end(&self) {
+        if self.state.swap(ENDED, Ordering::AcqRel) == ABANDONED {
+            self.hung.calls.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plugin_is_tripped_by_calls_that_hang_at_once_and_not_by_late_ones() {
+        let hung: Arc<Hung> = Arc::default();
+        for _ in 0..10 {
+            let late = hung.begin();
+            late.abandon();
+            late.end();
+        }
+        assert_eq!((hung.calls(), hung.tripped()), (0, None));
+        let in_time = hung.begin();
+        in_time.end();
+        in_time.abandon();
+        assert_eq!(hung.calls(), 0, "it had ended before anybody gave up");
+        for _ in 0..MOST {
+            hung.begin().abandon();
+        }
+        assert!(hung.tripped().is_some_and(|reason| reason.contains("3 of its calls")));
+    }
+}
