@@ -10,8 +10,8 @@
 //! `elf/get-dynamic-info.h`, `elf/dl-lookup.c`, `elf/dl-version.c` and `elf/do-rel.h` for what is asserted or followed
 //! unchecked. A rule is here only when every linker tried (GNU ld, gold, lld, mold) keeps to it.
 //!
-//! The files, in the order of the work: [`header`], [`segments`] (which gives the [`image`] that all later reads go through),
-//! [`dynamic`], [`symbols`], [`versions`], [`relocations`]. [`unwind`] tells the latter where functions start.
+//! The files, in the order of the work: `header`, `segments` (which gives the `image` that all later reads go through), `dynamic`,
+//! `symbols`, `versions`, `relocations`. `unwind` tells the latter where functions start.
 
 mod dynamic;
 mod error;

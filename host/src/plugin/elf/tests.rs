@@ -1,7 +1,7 @@
 //! Real libraries, built here by `cc` and `rustc`: good ones of every kind pass, and each fault is refused by its name.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test")]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::LazyLock;
 
@@ -34,22 +34,24 @@ const RUST_SOURCE: &str = r#"
     pub static qtasks_plugin_root_1: Root = Root([first, second]);
 "#;
 
-/// A directory that lives as long as the tests.
-static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| tempfile::tempdir().unwrap().keep());
-
 /// A library that [`check`] finds good, linked by GNU ld with everything in it.
 static GOOD: LazyLock<Vec<u8>> = LazyLock::new(|| cc("good", C_SOURCE, &["-O1"]).unwrap());
 
 fn cc(name: &str, source: &str, arguments: &[&str]) -> Option<Vec<u8>> {
-    let path = DIRECTORY.join(format!("{name}.c"));
+    cc_in(tempfile::tempdir().unwrap().path(), name, source, arguments)
+}
+
+fn cc_in(directory: &Path, name: &str, source: &str, arguments: &[&str]) -> Option<Vec<u8>> {
+    let path = directory.join(format!("{name}.c"));
     std::fs::write(&path, source).unwrap();
-    compile(Command::new("cc").args(["-shared", "-fPIC"]).arg(&path).args(arguments), &DIRECTORY.join(format!("{name}.so")))
+    compile(Command::new("cc").args(["-shared", "-fPIC"]).arg(&path).args(arguments), &directory.join(format!("{name}.so")))
 }
 
 fn rustc(name: &str, arguments: &[&str]) -> Option<Vec<u8>> {
-    let path = DIRECTORY.join(format!("{name}.rs"));
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(format!("{name}.rs"));
     std::fs::write(&path, RUST_SOURCE).unwrap();
-    let output = DIRECTORY.join(format!("lib{name}.so"));
+    let output = directory.path().join(format!("lib{name}.so"));
     compile(Command::new("rustc").args(arguments).args(["--edition", "2024", "--crate-type", "cdylib"]).arg(&path), &output)
 }
 
@@ -147,7 +149,8 @@ fn libraries_without_exports_have_a_good_shape() {
 
 #[test]
 fn versioned_symbols_pass() {
-    let script = DIRECTORY.join("versions.map");
+    let directory = tempfile::tempdir().unwrap();
+    let script = directory.path().join("versions.map");
     std::fs::write(&script, "ONE { global: one; }; TWO { global: two; qtasks_plugin_root_1; local: *; } ONE;").unwrap();
     let source = "int one(void) { return 1; } int two(void) { return one(); } void *const qtasks_plugin_root_1[] = {one, two};";
     let bytes = cc("versions", source, &[&format!("-Wl,--version-script={}", script.display())]).unwrap();
@@ -402,8 +405,9 @@ fn search_paths_and_needed_paths_are_refused() {
         }
     }
     // A library without a soname, linked by its path, is needed by its path.
-    cc("nameless", "int nameless(void) { return 1; }", &[]).unwrap();
-    let library = DIRECTORY.join("nameless.so");
+    let directory = tempfile::tempdir().unwrap();
+    cc_in(directory.path(), "nameless", "int nameless(void) { return 1; }", &[]).unwrap();
+    let library = directory.path().join("nameless.so");
     let bytes = cc("by_path", C_SOURCE, &["-Wl,--no-as-needed", library.to_str().unwrap()]).unwrap();
     Damaged(bytes).refused("elf-needed", &[library.to_str().unwrap(), "soname"]);
 }
