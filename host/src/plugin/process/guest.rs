@@ -1,7 +1,7 @@
 //! The guest's side: gives up what it does not need, loads the one library it was handed, reports, and serves calls.
 
 use std::collections::BTreeMap;
-use std::io::{self, IoSliceMut, Read};
+use std::io::{self, BufReader, IoSliceMut, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -95,7 +95,8 @@ fn serve() -> Result<(), String> {
     let json = serde_json::to_vec(&report).map_err(|error| error.to_string())?;
     writer.send(&frame::encode(Kind::Report, 0, &[&json]));
     match instance {
-        Some(instance) => answer_calls(&mut socket, instance, &writer),
+        // A frame of the usual size comes with one read.
+        Some(instance) => answer_calls(&mut BufReader::new(socket), instance, &writer),
         // Ends as a program ends, static destructors and all: a crash in them is the host's to see.
         None => Ok(()),
     }
@@ -183,7 +184,7 @@ fn load(
 }
 
 /// Serves calls until the host says stop.
-fn answer_calls(socket: &mut UnixStream, instance: Instance, writer: &Arc<Writer>) -> Result<(), String> {
+fn answer_calls(socket: &mut impl Read, instance: Instance, writer: &Arc<Writer>) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|error| error.to_string())?;
     let instance = Arc::new(instance);
     loop {

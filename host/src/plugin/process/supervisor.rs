@@ -272,7 +272,9 @@ impl Connection {
     }
 
     /// Takes what comes from the process until it ends, and then tells everybody who waits.
-    async fn read(self: Arc<Self>, mut reader: OwnedReadHalf, services: Arc<TracingServices>) {
+    async fn read(self: Arc<Self>, reader: OwnedReadHalf, services: Arc<TracingServices>) {
+        // A frame of the usual size comes with one read.
+        let mut reader = BufReader::new(reader);
         let mut limit = LineLimit::default();
         let nonsense = loop {
             match next_frame(&mut reader).await {
@@ -347,7 +349,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-async fn next_frame(reader: &mut OwnedReadHalf) -> Result<Frame, FrameError> {
+async fn next_frame(reader: &mut BufReader<OwnedReadHalf>) -> Result<Frame, FrameError> {
     let mut prefix = [0; 4];
     match reader.read_exact(&mut prefix).await {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(FrameError::Ended),
