@@ -38,3 +38,35 @@ fn a_path_is_told_from_other_quoted_words() {
     let text = "`host/src/lib.rs` and `App`, `/dev/null`, `plugins/NAME x`\n```\n`in/a/block`\n```\n`README.md` `target/*`";
     assert_eq!(quoted(text).into_iter().filter(|text| is_path(text)).collect::<Vec<_>>(), ["host/src/lib.rs", "README.md"]);
 }
+
+/// Every string that a function called `code` gives, in all of the plugin room.
+fn codes(directory: &Path, found: &mut Vec<String>) {
+    for entry in std::fs::read_dir(directory).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            codes(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let source = std::fs::read_to_string(&path).expect("Rust");
+            for body in source.split("fn code(&self) -> &'static str {").skip(1) {
+                let body = body.split("\n    }").next().unwrap_or_default();
+                found.extend(body.split('"').skip(1).step_by(2).map(str::to_owned));
+            }
+        }
+    }
+}
+
+#[test]
+fn every_code_of_a_refusal_has_its_entry_for_operators_and_every_entry_its_code() {
+    let root = Path::new(ROOT);
+    let mut known = Vec::new();
+    codes(&root.join("host/src/plugin"), &mut known);
+    assert!(known.len() > 40, "the codes are found in the source: {known:?}");
+    let page = std::fs::read_to_string(root.join("docs/refused.md")).expect("the page is there");
+    let rows = page.lines().filter(|line| line.starts_with("| `"));
+    let entries: Vec<&str> =
+        rows.filter_map(|row| row.split('|').nth(1)).flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect();
+    let without_entry: Vec<&String> = known.iter().filter(|code| !entries.contains(&code.as_str())).collect();
+    let without_code: Vec<&&str> = entries.iter().filter(|entry| !known.iter().any(|code| code == **entry)).collect();
+    assert!(without_entry.is_empty(), "docs/refused.md has no entry for {without_entry:?}");
+    assert!(without_code.is_empty(), "docs/refused.md has entries for codes that are gone: {without_code:?}");
+}
