@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Child;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -226,6 +227,7 @@ fn a_mistake_in_the_settings_file_is_told_by_line_with_the_nearest_key() {
 fn wrong_settings_are_exit_code_2_and_name_their_flag() {
     let ended = |host: fn(Host) -> Host| host(Host::run(&place(&["fallback"]))).with_input(RAISE).expect_code(2).stderr;
     assert_says(&ended(|host| host.set("concurency=2")), &["--set concurency=2: unknown field", "did you mean `concurrency`?"]);
+    assert_says(&ended(|host| host.args(["--max-time", "-1"])), &["--max-time: ", "expected a number of seconds above 0"]);
     assert_says(&ended(|host| host.args(["--max-time=-1"])), &["--max-time: ", "expected a number of seconds above 0"]);
     assert_says(&ended(|host| host.args(["--intercept", "al"])), &["--intercept: ", "did you mean `all`?"]);
     assert_says(&ended(|host| host.set("triggers.worker_strat.answers=first")), &["unknown trigger `worker_strat`"]);
@@ -273,6 +275,18 @@ fn a_closed_stdout_is_not_an_error() {
     child.stderr.take().expect("a pipe").read_to_string(&mut stderr).expect("log lines are text");
     assert_eq!(child.wait().expect("it ends").code(), Some(0), "{stderr}");
     assert!(!stderr.contains("Broken pipe") && !stderr.contains("panicked"), "{stderr}");
+}
+
+#[test]
+fn a_closed_stdout_ends_a_run_that_waits_for_input() {
+    let place = place(&["scripted"]);
+    let mut child = Host::run(&place).spawn();
+    drop(child.stdout.take());
+    let mut stdin = child.stdin.take().expect("a pipe");
+    stdin.write_all(b"{\"task\": \"echo\"}\n").expect("the host reads");
+    // Standard input stays open: only the closed output tells that nobody cares any more.
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+    drop(stdin);
 }
 
 fn interrupt(child: &Child) {
@@ -332,7 +346,10 @@ fn a_second_interrupt_ends_at_once() {
         interrupt(&child);
     };
     assert_eq!((status.code(), status.signal()), (Some(130), None));
-    std::fs::write(place.path("go_on"), "go\n").expect("the command, left alone, reads");
+    // The command is killed too: a FIFO that nobody reads any more cannot be opened for writing without waiting.
+    let go_on = place.path("go_on");
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK;
+    while rustix::fs::open(&go_on, flags, Mode::empty()).is_ok() {}
 }
 
 #[test]

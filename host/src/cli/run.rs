@@ -1,6 +1,6 @@
 //! `qtasks-host run`: tasks in as JSON Lines, results out as JSON Lines.
 
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,7 @@ use clap::Args;
 use indicatif::ProgressBar;
 use qtasks_host::broker::MemoryBroker;
 use qtasks_host::{App, TaskReport};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::exit_code::ExitStatus;
 use super::input::{Input, Lines};
@@ -87,17 +87,29 @@ async fn run_tasks(app: App, input: Input, bar: &ProgressBar) -> anyhow::Result<
             fed
         }
     });
-    let interrupted = Arc::new(AtomicBool::new(false));
-    let draining = tokio::spawn(drain_on_ctrl_c(Arc::clone(&broker), Arc::clone(&interrupted)));
+    let interrupt = Arc::new(Interrupt::default());
+    let listening = tokio::spawn(listen_for_ctrl_c(Arc::clone(&broker), Arc::clone(&interrupt)));
     let worker = running.worker();
     let work = worker.run(Arc::clone(&broker), sender);
-    let (printed, ()) = tokio::join!(print(receiver, bar), work);
-    let stopped_early = interrupted.load(Ordering::Acquire);
-    draining.abort();
+    let printing = async {
+        let printed = print(receiver, bar).await;
+        if !matches!(&printed, Ok(printed) if printed.whole) {
+            // Nobody reads any more: an idle worker would wait for input that has no use.
+            broker.drain();
+        }
+        printed
+    };
+    let (printed, ()) = tokio::select! {
+        ended = async { tokio::join!(printing, work) } => ended,
+        // The worker is dropped with all that runs in it: commands are killed with their process groups.
+        () = interrupt.at_once.notified() => return Ok(ExitStatus::Interrupted),
+    };
+    let interrupted = interrupt.asked.load(Ordering::Acquire);
+    listening.abort();
 
-    let summary = printed?;
-    // After Ctrl-C the reader may still wait for standard input, which may never end.
-    let lines = if stopped_early { Lines::default() } else { feeding.await.context("the reader ended")?? };
+    let Printed { summary, whole } = printed?;
+    // A reader that nobody needs any more may still wait for standard input, which may never end.
+    let lines = if interrupted || !whole { Lines::default() } else { feeding.await.context("the reader ended")?? };
     bar.finish_and_clear();
     eprint!("{summary}");
     if lines.refused > 0 {
@@ -113,34 +125,47 @@ async fn run_tasks(app: App, input: Input, bar: &ProgressBar) -> anyhow::Result<
     }
     running.stop().await;
     Ok(match () {
-        () if stopped_early => ExitStatus::Interrupted,
+        () if interrupted => ExitStatus::Interrupted,
         () if lines.refused > 0 => ExitStatus::BadInput,
         () if summary.errors() > 0 => ExitStatus::TasksFailed,
         () => ExitStatus::Success,
     })
 }
 
-async fn drain_on_ctrl_c(broker: Arc<MemoryBroker>, interrupted: Arc<AtomicBool>) {
+/// What Ctrl-C asked for.
+#[derive(Debug, Default)]
+struct Interrupt {
+    /// Finish what runs.
+    asked: AtomicBool,
+    /// Stop at once.
+    at_once: Notify,
+}
+
+async fn listen_for_ctrl_c(broker: Arc<MemoryBroker>, interrupt: Arc<Interrupt>) {
     if tokio::signal::ctrl_c().await.is_err() {
         // Without a signal handler the process ends at once, as the system has it.
         std::future::pending::<()>().await;
     }
     // Before the drain: an idle worker ends at once, and whoever waits for it looks here.
-    interrupted.store(true, Ordering::Release);
+    interrupt.asked.store(true, Ordering::Release);
     broker.drain();
     tracing::warn!("finishing what runs; {} tasks wait and will not be begun; Ctrl-C again stops at once", broker.waiting());
-    tokio::spawn(async {
-        if tokio::signal::ctrl_c().await.is_ok() {
-            std::process::exit(ExitStatus::Interrupted as i32);
-        }
-    });
+    if tokio::signal::ctrl_c().await.is_ok() {
+        interrupt.at_once.notify_one();
+    }
+}
+
+/// What was printed, and whether all of it was.
+struct Printed {
+    summary: Summary,
+    whole: bool,
 }
 
 /// Prints results as they come. A closed pipe ends the run without an error: whoever reads has seen enough.
-async fn print(mut reports: mpsc::Receiver<TaskReport>, bar: &ProgressBar) -> anyhow::Result<Summary> {
+async fn print(mut reports: mpsc::Receiver<TaskReport>, bar: &ProgressBar) -> anyhow::Result<Printed> {
     let mut summary = Summary::default();
-    let mut output = BufWriter::new(io::stdout().lock());
-    let mut batch = Vec::new();
+    let mut output = io::stdout();
+    let (mut batch, mut lines) = (Vec::new(), Vec::new());
     while reports.recv_many(&mut batch, READ_AHEAD).await > 0 {
         for report in batch.drain(..) {
             summary.add(&report);
@@ -149,18 +174,14 @@ async fn print(mut reports: mpsc::Receiver<TaskReport>, bar: &ProgressBar) -> an
             // JSON that passes through keeps its own line ends, which stand only between members: one result is one line.
             line.iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')).for_each(|byte| *byte = b' ');
             line.push(b'\n');
-            match output.write_all(&line) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(summary),
-                Err(error) => return Err(error).context("cannot print results"),
-            }
+            lines.extend_from_slice(&line);
         }
-        match output.flush() {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(summary),
+        match output.write_all(&lines).and_then(|()| output.flush()) {
+            Ok(()) => lines.clear(),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(Printed { summary, whole: false }),
             Err(error) => return Err(error).context("cannot print results"),
         }
         bar.set_message(format!("{} errors", summary.errors()));
     }
-    Ok(summary)
+    Ok(Printed { summary, whole: true })
 }

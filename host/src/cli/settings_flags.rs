@@ -27,7 +27,7 @@ pub(crate) struct SettingsFlags {
     #[arg(long, value_name = "BOOL")]
     probe: Option<bool>,
     /// Longest time for a probe (setting `probe_deadline`) [default: 5].
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     probe_deadline: Option<f64>,
     /// The qtasks-host binary that probes and isolates plugins (setting `guest_program`) [default: this one].
     #[arg(long, value_name = "FILE")]
@@ -36,13 +36,13 @@ pub(crate) struct SettingsFlags {
     #[arg(long, value_name = "N")]
     concurrency: Option<u64>,
     /// Longest time for one attempt of a task, where the task does not say (setting `max_time`) [default: no limit].
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     max_time: Option<f64>,
     /// Runs that a plugin's retry_after may lead to, where the task does not say (setting `max_attempts`) [default: 5].
     #[arg(long, value_name = "N")]
     max_attempts: Option<u32>,
     /// Longest delay that a plugin's retry_after gets (setting `max_retry_delay`) [default: 3600].
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     max_retry_delay: Option<f64>,
     /// Which failures the plugins are asked about: plugin-errors, or all (setting `intercept`) [default: plugin-errors].
     #[arg(long, value_name = "WHICH")]

@@ -80,7 +80,7 @@ impl Gathered {
             return Err(answer_error(message));
         }
         if let Directive::RetryAfter { seconds } = &directive
-            && std::time::Duration::try_from_secs_f64(*seconds).is_err()
+            && !(seconds.is_finite() && *seconds >= 0.0)
         {
             return Err(answer_error(format!("answered retry_after {seconds}; expected a number of seconds, 0 or more")));
         }
