@@ -1,6 +1,8 @@
 //! What loading a plugin costs beyond `dlopen` itself. `cargo bench -p qtasks-host --bench load`
 #![allow(missing_docs, reason = "a bench has no readers of its documentation")]
 
+#[path = "support/libraries.rs"]
+mod libraries;
 mod support;
 
 use std::collections::BTreeMap;
@@ -10,12 +12,12 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use qtasks_host::plugin::{Candidate, Inspected, LoadPolicy, Loader, Plugin, PluginSettings, Registry};
+use libraries::{COPIES, copies, policy, stripped};
+use qtasks_host::plugin::{Candidate, Inspected, Loader, Plugin, PluginSettings, Registry};
 use qtasks_plugin_api::abi::loaded::Layout;
 use sha2::Digest;
 use support::{figure, library_of, median, ratio};
 
-const COPIES: usize = 200;
 /// In a child process: which of the two ways to load, for its memory.
 const MEMORY_OF: &str = "QTASKS_BENCH_MEMORY_OF";
 
@@ -46,37 +48,6 @@ fn memory(way: &str, copies: &[PathBuf]) -> [f64; 2] {
         .output()
         .expect("it runs again");
     serde_json::from_slice(&output.stdout).expect("two numbers")
-}
-
-/// A copy without symbols, as it would be installed.
-fn stripped(library: &Path, directory: &Path) -> PathBuf {
-    let copy = directory.join("stripped");
-    std::fs::copy(library, &copy).expect("a copy");
-    let status = Command::new("strip").arg(&copy).status();
-    if !status.is_ok_and(|status| status.success()) {
-        println!("note: no `strip` here, the library keeps its symbols");
-    }
-    copy
-}
-
-/// Copies that are plugins of different names: the name is written over in the note and in the library's own copy of it.
-fn copies(library: &Path, directory: &Path, initial: &str) -> Vec<PathBuf> {
-    std::fs::create_dir(directory).expect("a directory");
-    let bytes = std::fs::read(library).expect("a library");
-    let pattern = br#""name":"fallback""#;
-    let places: Vec<usize> = (0..bytes.len() - pattern.len()).filter(|at| bytes[*at..].starts_with(pattern)).collect();
-    assert!(!places.is_empty(), "the manifest holds the name");
-    (0..COPIES)
-        .map(|number| {
-            let mut copy = bytes.clone();
-            for place in &places {
-                copy[place + 8..place + 16].copy_from_slice(format!("{initial}all{number:04}").as_bytes());
-            }
-            let path = directory.join(format!("lib{number:04}.so"));
-            std::fs::write(&path, copy).expect("a copy");
-            path
-        })
-        .collect()
 }
 
 /// Times all ways in turn, a file each.
@@ -156,15 +127,6 @@ struct Round {
     load: Duration,
     stages: Duration,
     warm_load: Duration,
-}
-
-fn policy(state_dir: &Path) -> LoadPolicy {
-    LoadPolicy {
-        state_dir: state_dir.to_owned(),
-        guest_program: Some(env!("CARGO_BIN_EXE_qtasks-host").into()),
-        probe: true,
-        probe_deadline: Duration::from_secs(5),
-    }
 }
 
 fn inspect(path: &Path) -> Inspected {

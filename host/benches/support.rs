@@ -24,6 +24,7 @@ pub(crate) fn figure(name: &str, value: f64, unit: &str) {
     println!("figure {name} {value:.3} {unit}");
 }
 
+#[allow(dead_code, reason = "not every bench compares")]
 /// A figure that compares two things measured in the same run.
 pub(crate) fn ratio(name: &str, value: f64) {
     println!("ratio {name} {value:.3}");

@@ -1,0 +1,148 @@
+//! The gates of loading: what must hold whatever lies in the plugin directory. `cargo bench -p qtasks-host --bench gates`
+//!
+//! With `QTASKS_GATES_FULL=1` the fuzzing takes a million inputs instead of fifty thousand.
+#![allow(missing_docs, reason = "a bench has no readers of its documentation")]
+
+#[path = "support/libraries.rs"]
+mod libraries;
+mod support;
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use libraries::{COPIES, copies, policy, stripped};
+use qtasks_host::App;
+use qtasks_host::plugin::{Candidate, Inspected, Loader, PluginSettings, elf, manifest};
+use qtasks_host::settings::{Override, Settings};
+use support::{figure, library_of, median};
+
+fn main() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let library = stripped(&library_of("fallback"), directory.path());
+    let known = copies(&library, &directory.path().join("known"), "k");
+    let others = copies(&library, &directory.path().join("others"), "o");
+    let state = directory.path().join("state");
+    probes(&known, &state);
+    probes(&others, &state);
+    start_with_known_plugins(&known, &others, &state);
+    static_check(&library);
+    fuzz(&library);
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+fn inspect(path: &Path) -> Inspected {
+    Inspected::read(&Candidate { path: path.to_owned() }).expect("a plugin library")
+}
+
+/// The first sight of each library: static check, a verdict noted as probing, the probe, the verdict.
+fn probes(paths: &[PathBuf], state: &Path) {
+    let (settings, policy) = (BTreeMap::new(), policy(state));
+    let loader = Loader { settings: &settings, policy: &policy };
+    let times = paths.iter().map(|path| {
+        let inspected = inspect(path);
+        let begun = Instant::now();
+        loader.verify(&inspected).expect("a good library");
+        begun.elapsed()
+    });
+    let times: Vec<Duration> = times.collect();
+    figure("probe_median", millis(median(times.iter().copied())), "ms (gate: 5)");
+    figure("probe_slowest", millis(times.iter().max().copied().unwrap_or_default()), "ms");
+}
+
+/// A start with known plugins, and what of it is not the loading of each.
+fn start_with_known_plugins(known: &[PathBuf], others: &[PathBuf], state: &Path) {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let path = |path: &Path| toml::Value::from(path.to_str().expect("a plain path"));
+    let assignments = [
+        format!("plugin_dir = {}", path(known[0].parent().expect("a directory"))),
+        format!("state_dir = {}", path(state)),
+        format!("guest_program = {}", toml::Value::from(env!("CARGO_BIN_EXE_qtasks-host"))),
+    ];
+    let overrides = assignments.map(|assignment| Override { flag: String::new(), assignment });
+    let app = App::new(Settings::read(None, &overrides).expect("good settings"));
+    let begun = Instant::now();
+    let running = runtime.block_on(app.start()).expect("it starts");
+    let total = begun.elapsed();
+    assert_eq!(running.executor().dispatcher().registry().plugins().len(), COPIES);
+
+    let (settings, policy) = (BTreeMap::new(), policy(state));
+    let loader = Loader { settings: &settings, policy: &policy };
+    let mut loading = Duration::ZERO;
+    for path in others {
+        let begun = Instant::now();
+        let inspected = inspect(path);
+        loading += begun.elapsed();
+        let layout = loader.verify(&inspected).expect("a good library");
+        let begun = Instant::now();
+        let plugin = loader.bring_up(inspected, PluginSettings::default(), layout).expect("a plugin");
+        loading += begun.elapsed();
+        // Nothing is unloaded; the plugin would only be destroyed.
+        std::mem::forget(plugin);
+    }
+    figure("start_200_known", millis(total), "ms");
+    figure("start_200_loading", millis(loading), "ms: reading, hashing, opening, creating");
+    figure("start_200_beyond_loading", millis(total.saturating_sub(loading)), "ms (gate: 20)");
+    runtime.block_on(running.stop());
+}
+
+/// The static check of a file of 10 MiB, hashing apart.
+fn static_check(library: &Path) {
+    let mut bytes = std::fs::read(library).expect("a library");
+    bytes.resize(10 << 20, 0);
+    let times = (0..200).map(|_| {
+        let begun = Instant::now();
+        elf::check(&bytes).expect("a good library");
+        begun.elapsed()
+    });
+    figure("static_check_10_mib", median(times).as_secs_f64() * 1e6, "µs (gate: 100)");
+}
+
+/// Damaged bytes through the static check and the manifest reader: neither may panic.
+fn fuzz(library: &Path) {
+    let full = std::env::var_os("QTASKS_GATES_FULL").is_some();
+    let inputs = if full { 1_000_000 } else { 50_000 };
+    let good = std::fs::read(library).expect("a library");
+    let (mut bytes, mut random) = (good.clone(), Random(0x9e37_79b9_7f4a_7c15));
+    // Most of what both readers look at lies at the beginning of the file.
+    let interesting = good.len().min(16 << 10);
+    let mut panics = 0;
+    std::panic::set_hook(Box::new(|_| ()));
+    for _ in 0..inputs {
+        let places: Vec<usize> = (0..1 + random.below(4))
+            .map(|_| if random.below(4) == 0 { random.below(good.len()) } else { random.below(interesting) })
+            .collect();
+        for place in &places {
+            bytes[*place] = random.below(256) as u8;
+        }
+        let end = if random.below(8) == 0 { random.below(good.len()) } else { good.len() };
+        let checked = catch_unwind(AssertUnwindSafe(|| {
+            let _ = std::hint::black_box(elf::check(&bytes[..end]));
+            let _ = std::hint::black_box(manifest::read(&bytes[..end]));
+        }));
+        panics += u32::from(checked.is_err());
+        for place in places {
+            bytes[place] = good[place];
+        }
+    }
+    drop(std::panic::take_hook());
+    figure("fuzzed_inputs", f64::from(inputs), "");
+    figure("fuzz_panics", f64::from(panics), "(gate: 0)");
+    assert_eq!(panics, 0, "a reader of foreign bytes panics");
+}
+
+/// xorshift64*: the same inputs in every run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % end
+    }
+}
