@@ -4,6 +4,7 @@
 //! `cargo run -p qtasks-mutate --release -- --seed 1 --count 2000`
 
 mod damage;
+mod host;
 mod open;
 mod seeds;
 mod table;
@@ -33,6 +34,9 @@ struct Arguments {
     /// Open the refused files as well, to see what the check is good for.
     #[arg(long)]
     open_refused: bool,
+    /// Take the damaged plugin through the whole safe path of a host instead, and call what still loads.
+    #[arg(long)]
+    through_host: bool,
     /// Keep the files that pass and kill or hang the process, here.
     #[arg(long)]
     keep: Option<PathBuf>,
@@ -45,6 +49,8 @@ struct Arguments {
 }
 
 fn main() -> Result<ExitCode> {
+    // With --through-host this program is the host, and its own guests.
+    qtasks_host::plugin::process::guest::run_if_asked();
     let arguments = Arguments::parse();
     if let Some(path) = &arguments.open {
         open::open_here(path);
@@ -53,7 +59,22 @@ fn main() -> Result<ExitCode> {
     if !arguments.check.is_empty() {
         return check_only(&arguments.check);
     }
+    if arguments.through_host {
+        return through_host(&arguments);
+    }
     mutate(&arguments)
+}
+
+fn through_host(arguments: &Arguments) -> Result<ExitCode> {
+    let directory = tempfile::tempdir()?;
+    let seeds = seeds::build(directory.path())?;
+    let plugin = seeds.first().context("the plugin is among the good libraries")?;
+    let endings = host::run(plugin, arguments.count, Random::new(arguments.seed), directory.path())?;
+    for (ending, count) in &endings {
+        println!("{count:8}  {ending}");
+    }
+    println!("{} damaged libraries through discovery, probe, load and call; host deaths: 0", arguments.count);
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Says what the check makes of whole files: every good library must pass.
