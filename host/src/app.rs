@@ -206,8 +206,10 @@ fn check_names(settings: &Settings, loaded: &Loaded, linked_names: &[String]) ->
     Ok(())
 }
 
-/// A plugin in a process of its own gets this long to stop.
+/// A plugin gets this long to stop.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
+/// A process that missed it is killed within this time.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// A started application.
 #[derive(Debug)]
@@ -243,15 +245,17 @@ impl Running {
 
     /// Stops the plugins. What still runs in them keeps its plugin alive; nothing is unloaded.
     pub async fn stop(self) {
-        let registry = self.executor.dispatcher().registry();
-        let stopping = tokio::task::spawn_blocking(move || {
-            for plugin in registry.plugins() {
-                if let Err(error) = plugin.stop(STOP_DEADLINE) {
-                    tracing::warn!(plugin = plugin.name(), "the plugin did not stop cleanly: {error}");
-                }
-            }
-        });
-        // A stop that panics in the host has been printed by the panic hook.
-        let _ = stopping.await;
+        for plugin in self.executor.dispatcher().registry().plugins() {
+            let stopping = Arc::clone(plugin);
+            let stopped = tokio::task::spawn_blocking(move || stopping.stop(STOP_DEADLINE));
+            let said = match tokio::time::timeout(STOP_DEADLINE + GRACE, stopped).await {
+                Ok(Ok(Ok(()))) => continue,
+                Ok(Ok(Err(said))) => said,
+                Ok(Err(error)) => error.to_string(),
+                // Its thread is left to itself: nobody can end it.
+                Err(_) => format!("did not stop within {} s", STOP_DEADLINE.as_secs()),
+            };
+            tracing::warn!(plugin = plugin.name(), "the plugin did not stop cleanly: {said}");
+        }
     }
 }

@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use super::command::CommandTask;
 use super::model::{Returned, Task};
 use super::settings::Intercept;
-use crate::plugin::instance::Outcome;
+use crate::plugin::instance::{DEADLINE_ERROR, Outcome};
 use crate::plugin::registry::ProvidedTask;
 
 /// A future that may be sent to another thread.
@@ -91,6 +91,12 @@ impl TaskFunction {
             let context = TaskContext::new(run, CancelFlag::never(), self.host.clone());
             return flatten(guard(|| body(&context, task.args.get(), task.kwargs.get())));
         }
+        if let Body::Plugin(provided) = &self.body {
+            // The plugin's own deadline, which also ends a process that does not end by itself.
+            let returned = run_in_plugin(provided, task, run, max_time).await;
+            let late = matches!(&returned, Err(TaskError::Other(error)) if error.kind == DEADLINE_ERROR);
+            return if late { Err(timed_out(&self.name, max_time.unwrap_or_default())) } else { returned };
+        }
         let flag = CancelFlag::new();
         let mut running = Cancelling { flag: flag.clone(), armed: true };
         let context = TaskContext::new(run, flag, self.host.clone());
@@ -117,7 +123,7 @@ impl TaskFunction {
                 // The guard's hook keeps a panic's place for sync bodies; across awaits only the message is at hand.
                 AssertUnwindSafe(future).catch_unwind().await.unwrap_or_else(|payload| Err(panicked(&*payload)))
             }
-            Body::Plugin(provided) => run_in_plugin(provided, task, &context).await,
+            Body::Plugin(provided) => run_in_plugin(provided, task, context.run().clone(), None).await,
             Body::Command(command) => command.run(task).await,
         }
     }
@@ -158,11 +164,11 @@ fn panicked(payload: &(dyn std::any::Any + Send)) -> TaskError {
     TaskError::other(PANIC_ERROR, message)
 }
 
-async fn run_in_plugin(provided: &ProvidedTask, task: &Task, context: &TaskContext) -> Returned {
-    let input = TaskInput { task: context.run().clone(), args: &task.args, kwargs: &task.kwargs };
+async fn run_in_plugin(provided: &ProvidedTask, task: &Task, run: TaskRun, max_time: Option<Duration>) -> Returned {
+    let input = TaskInput { task: run, args: &task.args, kwargs: &task.kwargs };
     let input = serde_json::to_string(&input).map_err(|error| TaskError::other("ArgumentError", error.to_string()))?;
     let name = Arc::clone(&task.name);
-    match provided.plugin.call(provided.entry, provided.mode, name, &Arc::new(input), None).await {
+    match provided.plugin.call(provided.entry, provided.mode, name, &Arc::new(input), max_time).await {
         Outcome::Result(value) => Ok(value),
         Outcome::Failed(error) => Err(TaskError::from_body(error)),
         other => {

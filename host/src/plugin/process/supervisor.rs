@@ -35,6 +35,8 @@ const FAILURES: usize = 5;
 const WINDOW: Duration = Duration::from_secs(60);
 /// The first wait before a restart; it doubles with each failure in the window.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
+/// Calls that may wait for one plugin at once.
+const MOST_PENDING: usize = 1024;
 /// Log lines and lines of output that a plugin's process gets through in a second; what is more is counted and dropped.
 const LINES_A_SECOND: u32 = 1000;
 
@@ -254,7 +256,13 @@ impl Connection {
 
     async fn call(self: &Arc<Self>, id: u64, frame: Vec<u8>) -> Outcome {
         let (sender, receiver) = oneshot::channel();
-        self.pending().insert(id, sender);
+        {
+            let mut pending = self.pending();
+            if pending.len() >= MOST_PENDING {
+                return failed("TooManyCalls", format!("{MOST_PENDING} calls wait for this plugin already"));
+            }
+            pending.insert(id, sender);
+        }
         let mut waiting = Waiting { connection: self, id, answered: false };
         self.send(&frame).await;
         // Looked at after the insertion: an end before it would have found no sender to drop.
