@@ -19,6 +19,8 @@ mod nearest;
 
 pub mod app;
 pub mod broker;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod plugin;
 pub mod settings;
 pub mod task;
