@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use qtasks_plugin_api::ErrorBody;
-use qtasks_plugin_api::abi::loaded::{Instance, Received, ReceivedResult};
+use qtasks_plugin_api::abi::loaded::Instance;
 use qtasks_plugin_api::manifest::Mode;
 use serde::Serialize;
 use tokio::sync::oneshot;
@@ -14,15 +13,9 @@ use tokio::sync::oneshot;
 use super::culprit::{Culprit, inside};
 use super::hung::{Hung, RunningCall};
 use super::manifest::Manifest;
-use super::process::TRIPPED_ERROR;
+use super::outcome::{DEADLINE_ERROR, Outcome, TRIPPED_ERROR, checked, failed};
 use super::process::supervisor::Isolated;
 use super::settings::PluginSettings;
-
-/// What a call came to. A failure of the plugin is an outcome like the others: it never stops the host.
-pub type Outcome = Received;
-
-/// `type` of a call that did not end in time.
-pub const DEADLINE_ERROR: &str = "DeadlineExceeded";
 
 /// Which plugin it was: kept with every decision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -231,12 +224,4 @@ impl Drop for CancelOnDrop<'_> {
             self.instance.cancel(id);
         }
     }
-}
-
-pub(super) fn checked(received: ReceivedResult) -> Outcome {
-    received.unwrap_or_else(|error| failed("BoundsError", format!("answered outside the bounds: {error}")))
-}
-
-fn failed(kind: &'static str, message: String) -> Outcome {
-    Outcome::Failed(Box::new(ErrorBody::new(kind, message)))
 }

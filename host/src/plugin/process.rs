@@ -12,4 +12,3 @@ pub(crate) mod supervisor;
 
 pub use sandbox::SandboxLevel;
 pub use spawn::GuestError;
-pub use supervisor::{CRASH_ERROR, TRIPPED_ERROR};

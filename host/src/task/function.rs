@@ -15,8 +15,8 @@ use serde::de::DeserializeOwned;
 use super::command::CommandTask;
 use super::model::{Returned, Task};
 use super::settings::Intercept;
-use crate::plugin::instance::{DEADLINE_ERROR, Outcome};
 use crate::plugin::registry::ProvidedTask;
+use crate::plugin::{DEADLINE_ERROR, Outcome};
 
 /// A future that may be sent to another thread.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -14,8 +14,7 @@ use serde_json::value::RawValue;
 use super::answers::{Answered, Gathered, Resolution};
 use super::decision::{Decision, OutcomeKind};
 use super::settings::TriggerSettings;
-use crate::plugin::instance::Outcome;
-use crate::plugin::{AnswerMode, Registry, Subscription};
+use crate::plugin::{AnswerMode, Outcome, Registry, Subscription};
 
 /// What came of one event.
 #[derive(Debug, Default)]

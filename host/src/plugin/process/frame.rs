@@ -9,7 +9,7 @@ use qtasks_plugin_api::abi::loaded::Received;
 use qtasks_plugin_api::bounds;
 use qtasks_plugin_api::manifest::Mode;
 
-use crate::plugin::instance::Outcome;
+use crate::plugin::outcome::Outcome;
 
 /// Largest frame: the largest payload and some words around it.
 pub(crate) const MAX_FRAME: usize = bounds::MAX_BYTES + 4096;

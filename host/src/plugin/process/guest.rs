@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use super::frame::{self, Frame, FrameError, Kind};
 use super::sandbox::{self, Limits, SandboxLevel};
-use crate::plugin::instance::checked;
 use crate::plugin::library;
+use crate::plugin::outcome::checked;
 
 /// The one argument with which the host's executable becomes a guest.
 pub const GUEST_ARGUMENT: &str = "plugin-guest";

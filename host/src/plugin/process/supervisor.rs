@@ -20,13 +20,9 @@ use super::guest::{LoggedLine, Start};
 use super::sandbox::SandboxLevel;
 use super::spawn::{Guest, GuestError, describe, nonce};
 use crate::plugin::bytes::SealedLibrary;
-use crate::plugin::instance::{DEADLINE_ERROR, Outcome};
+use crate::plugin::outcome::{CRASH_ERROR, DEADLINE_ERROR, Outcome, TRIPPED_ERROR, failed};
 use crate::plugin::services::TracingServices;
 
-/// `type` of a call whose plugin's process ended.
-pub const CRASH_ERROR: &str = "PluginCrashed";
-/// `type` of a call to a plugin that was tripped.
-pub const TRIPPED_ERROR: &str = "PluginTripped";
 /// A call that was told to end gets this long before its process is killed.
 const GRACE: Duration = Duration::from_millis(100);
 /// This many ends of its process within [`WINDOW`] trip a plugin.
@@ -424,10 +420,6 @@ impl LineLimit {
 
 fn crashed(ended: &str) -> Outcome {
     failed(CRASH_ERROR, format!("the plugin's process {ended}"))
-}
-
-fn failed(kind: &'static str, message: String) -> Outcome {
-    Outcome::Failed(error(kind, message))
 }
 
 fn error(kind: &'static str, message: String) -> Box<ErrorBody> {

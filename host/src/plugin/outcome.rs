@@ -1,0 +1,24 @@
+//! What a call came to, wherever it ran.
+
+use qtasks_plugin_api::ErrorBody;
+use qtasks_plugin_api::abi::loaded::{Received, ReceivedResult};
+
+/// What a call came to. A failure of the plugin is an outcome like the others: it never stops the host.
+pub type Outcome = Received;
+
+/// `type` of a call that did not end in time.
+pub const DEADLINE_ERROR: &str = "DeadlineExceeded";
+/// `type` of a call whose plugin's process ended.
+pub const CRASH_ERROR: &str = "PluginCrashed";
+/// `type` of a call to a plugin that was tripped.
+pub const TRIPPED_ERROR: &str = "PluginTripped";
+
+/// What a plugin answered outside the bounds is a failure of its own.
+pub(super) fn checked(received: ReceivedResult) -> Outcome {
+    received.unwrap_or_else(|error| failed("BoundsError", format!("answered outside the bounds: {error}")))
+}
+
+/// A failure, in the host's words.
+pub(super) fn failed(kind: &'static str, message: String) -> Outcome {
+    Outcome::Failed(Box::new(ErrorBody::new(kind, message)))
+}
