@@ -10,7 +10,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use qtasks_host::plugin::{Candidate, Inspected, LoadPolicy, Loader, Plugin, PluginSettings, Registry};
+use qtasks_host::plugin::{Candidate, Inspected, LoadPolicy, Loader, Plugin, PluginSettings, Registry, TrustPolicy};
 use qtasks_plugin_api::abi::loaded::Layout;
 use sha2::Digest;
 use support::{figure, library_of, median, ratio};
@@ -164,6 +164,7 @@ fn policy(state_dir: &Path) -> LoadPolicy {
         guest_program: Some(env!("CARGO_BIN_EXE_qtasks-host").into()),
         probe: true,
         probe_deadline: Duration::from_secs(5),
+        trust: TrustPolicy::default(),
     }
 }
 
