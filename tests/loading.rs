@@ -118,7 +118,7 @@ async fn a_fifo_is_no_plugin_library_and_nobody_waits_for_its_writer() {
 #[tokio::test]
 async fn a_link_to_nowhere_is_unreadable() {
     let reason = strange(|_, path| std::os::unix::fs::symlink("/nowhere/at/all.so", path).expect("made")).await;
-    assert_says(&reason, &["cannot open", "strange.so", "No such file"]);
+    assert_says(&reason, &["cannot open", "strange.so, a link to /nowhere/at/all.so", "No such file"]);
 }
 
 /// Offset of the manifest in a library file: the note's owner, then the JSON.

@@ -13,6 +13,7 @@ use crate::plugin::{
     DiscoverError, LoadErrorKind, LoadReport, Loaded, Loader, Plugin, PluginSettings, Registry, RegistryError, Triggers,
 };
 use crate::settings::Settings;
+use crate::shown::shown;
 use crate::task::{Middleware, TaskExecutor, TaskLimits, TaskRegistry, TaskRegistryError};
 use crate::trigger::Dispatcher;
 
@@ -175,7 +176,7 @@ impl App {
         }
         match &settings.plugin_dir {
             Some(directory) if settings.safe_mode => {
-                tracing::warn!("safe mode: nothing is loaded from {}", directory.display());
+                tracing::warn!("safe mode: nothing is loaded from {}", shown(directory));
             }
             Some(directory) => loader.load_directory(directory, &mut loaded)?,
             None => {}
@@ -195,7 +196,7 @@ fn check_names(settings: &Settings, loaded: &Loaded, linked_names: &[String]) ->
     let mut known: BTreeMap<&str, ()> = linked_names.iter().map(|name| (name.as_str(), ())).collect();
     known.extend(loaded.reports.iter().filter_map(|report| report.name().map(|name| (name, ()))));
     let nameless = settings.safe_mode || loaded.reports.iter().any(|report| report.name().is_none());
-    let place = settings.plugin_dir.as_ref().map_or_else(|| "the application".to_owned(), |path| path.display().to_string());
+    let place = settings.plugin_dir.as_ref().map_or_else(|| "the application".to_owned(), |path| shown(path).to_string());
     for name in settings.plugins.keys().filter(|name| !known.contains_key(name.as_str())) {
         let hint = nearest(name, known.keys().copied());
         if !nameless {

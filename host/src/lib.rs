@@ -16,6 +16,7 @@
 //! Imports run downwards only: [`app`] → [`worker`] → [`broker`] → [`task`] → [`trigger`] → [`plugin`].
 
 mod nearest;
+mod shown;
 
 pub mod app;
 pub mod broker;
@@ -30,6 +31,7 @@ pub mod worker;
 pub use app::{App, Running, StartError};
 pub use plugin::Triggers;
 pub use settings::Settings;
+pub use shown::{Shown, shown};
 pub use task::{Task, TaskCancelError, TaskContext, TaskError, TaskPluginTriggerError};
 pub use worker::{Status, TaskReport};
 

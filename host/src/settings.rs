@@ -7,7 +7,9 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::nearest::nearest_in;
-use crate::plugin::{LoadPolicy, PluginSettings};
+use crate::plugin::trust::signature::TrustedKey;
+use crate::plugin::{LoadPolicy, PluginSettings, Strictness, TrustPolicy};
+use crate::shown::shown;
 use crate::task::{ExecutorSettings, Intercept, TaskSettings};
 use crate::trigger::{Trigger, TriggerSettings};
 
@@ -20,6 +22,9 @@ use crate::trigger::{Trigger, TriggerSettings};
 /// probe = true                    # load unknown library bytes in a process of their own first
 /// probe_deadline = 5.0            # seconds
 /// safe_mode = false               # load no plugin library at all
+/// strict = false                  # refuse directories and libraries that a group can write to
+/// lock_file = "plugins.lock"      # digests of the libraries that may be loaded; else plugins.lock in plugin_dir, if there is one
+/// trusted_keys = ["RWQf6LRC…"]    # minisign public keys; every library needs a signature by one of them then
 /// concurrency = 4                 # tasks that run at once
 /// max_time = 30.0                 # seconds for one attempt; no limit without it
 /// max_attempts = 5                # runs that a plugin's retry_after may lead to
@@ -47,6 +52,13 @@ pub struct Settings {
     pub probe_deadline: Duration,
     /// Start without any plugin library, whatever `plugin_dir` says.
     pub safe_mode: bool,
+    /// Refuse directories and libraries that a group can write to.
+    pub strict: bool,
+    /// The lock file; without it, `plugins.lock` in the plugin directory, where there is one.
+    pub lock_file: Option<PathBuf>,
+    /// Who may sign libraries. When there is one, every library needs a signature.
+    #[serde(deserialize_with = "crate::plugin::trust::signature::trusted_keys")]
+    pub trusted_keys: Vec<TrustedKey>,
     /// Tasks that run at once.
     pub concurrency: usize,
     /// Longest time for one attempt.
@@ -77,6 +89,9 @@ impl Default for Settings {
             state_dir: default_state_dir(),
             guest_program: None,
             safe_mode: false,
+            strict: false,
+            lock_file: None,
+            trusted_keys: Vec::new(),
             probe: true,
             probe_deadline: Duration::from_secs(5),
             concurrency: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
@@ -108,7 +123,7 @@ fn optional_seconds<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result
 #[non_exhaustive]
 pub enum SettingsError {
     /// The file cannot be read.
-    #[error("cannot read the settings file {}", path.display())]
+    #[error("cannot read the settings file {}", shown(path))]
     Read {
         /// The file.
         path: PathBuf,
@@ -116,7 +131,7 @@ pub enum SettingsError {
         source: std::io::Error,
     },
     /// The file is not what it should be.
-    #[error("settings file {}: {message}{hint}", path.display())]
+    #[error("settings file {}: {message}{hint}", shown(path))]
     File {
         /// The file.
         path: PathBuf,
@@ -190,6 +205,11 @@ impl Settings {
             guest_program: self.guest_program.clone(),
             probe: self.probe,
             probe_deadline: self.probe_deadline,
+            trust: TrustPolicy {
+                strictness: if self.strict { Strictness::Strict } else { Strictness::Lenient },
+                lock_file: self.lock_file.clone(),
+                trusted_keys: self.trusted_keys.clone(),
+            },
         }
     }
 
@@ -217,7 +237,7 @@ fn read_file(path: &Path) -> Result<toml::Table, SettingsError> {
     let mut table: toml::Table = toml::from_str(&text).map_err(refused)?;
     // A path in a file is meant from where the file lies.
     let directory = path.parent().unwrap_or(Path::new(""));
-    for key in ["plugin_dir", "state_dir", "guest_program"] {
+    for key in ["plugin_dir", "state_dir", "guest_program", "lock_file"] {
         if let Some(toml::Value::String(written)) = table.get_mut(key) {
             *written = directory.join(&*written).to_string_lossy().into_owned();
         }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use qtasks_host::plugin::LoadPolicy;
+use qtasks_host::plugin::{LoadPolicy, TrustPolicy};
 
 /// How many copies of a plugin a bench loads.
 pub(crate) const COPIES: usize = 200;
@@ -47,5 +47,6 @@ pub(crate) fn policy(state_dir: &Path) -> LoadPolicy {
         guest_program: Some(env!("CARGO_BIN_EXE_qtasks-host").into()),
         probe: true,
         probe_deadline: Duration::from_secs(5),
+        trust: TrustPolicy::default(),
     }
 }

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use qtasks_host::StartError;
 use qtasks_host::plugin::DiscoverError;
+use qtasks_host::plugin::trust::stock::StockError;
 use qtasks_host::settings::SettingsError;
 
 /// What the process says when it ends.
@@ -18,7 +19,7 @@ pub(crate) enum ExitStatus {
     Usage = 2,
     /// At least one input line was no task; the others were run.
     BadInput = 3,
-    /// `plugin list` or `plugin inspect` saw a library that would be refused.
+    /// `plugin list` or `plugin inspect` saw a library that would be refused, or `plugin lock --check` a lock file that would change.
     PluginRefused = 4,
     /// Something outside of the program's control failed: a file, a stream.
     Failed = 70,
@@ -33,7 +34,8 @@ Exit codes:
     1  at least one task ended in `error`
     2  wrong arguments or settings, nothing was run
     3  at least one input line was no task, the others were run
-    4  `plugin list` or `plugin inspect` saw a library that would be refused
+    4  `plugin list` or `plugin inspect` saw a library that would be refused,
+       or `plugin lock --check` a lock file that would change
    70  a file or stream failed
   130  stopped by Ctrl-C: what ran was finished, the rest was not begun";
 
@@ -51,6 +53,6 @@ pub(crate) struct UsageError(pub(crate) String);
 /// The exit code for an error that kept a command from being run.
 pub(crate) fn exit_code_of(error: &anyhow::Error) -> ExitStatus {
     let usage = error.is::<UsageError>() || error.is::<SettingsError>();
-    let settings = error.is::<StartError>() || error.is::<DiscoverError>();
+    let settings = error.is::<StartError>() || error.is::<DiscoverError>() || error.is::<StockError>();
     if usage || settings { ExitStatus::Usage } else { ExitStatus::Failed }
 }

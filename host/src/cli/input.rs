@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use qtasks_host::Task;
 use qtasks_host::broker::MemoryBroker;
+use qtasks_host::shown;
 use qtasks_host::task::TaskModelError;
 use tokio::runtime::Handle;
 
@@ -32,7 +33,7 @@ impl Input {
         if path == Path::new("-") {
             return Ok(Self { name: "standard input".to_owned(), reader: Box::new(BufReader::new(io::stdin())) });
         }
-        let name = path.display().to_string();
+        let name = shown(path).to_string();
         let file = File::open(path).with_context(|| format!("cannot open the tasks in {name}"))?;
         Ok(Self { name, reader: Box::new(BufReader::new(file)) })
     }

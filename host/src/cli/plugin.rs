@@ -1,14 +1,19 @@
-//! `qtasks-host plugin`: looks at plugin libraries. Nothing of theirs is run.
+//! `qtasks-host plugin`: looks at plugin libraries, and locks them. Nothing of theirs is run.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
+use indicatif::ProgressBar;
+use qtasks_host::plugin::trust::lock::{Lock, Locked};
+use qtasks_host::plugin::trust::stock::{Stock, take_stock};
 use qtasks_host::plugin::verdicts::{Quarantined, Verdicts};
-use qtasks_host::plugin::{Candidate, LoadReport, LoadState, Loader};
+use qtasks_host::plugin::{Candidate, LoadReport, LoadState, Loader, TrustState};
+use qtasks_host::{Settings, shown};
 
 use super::exit_code::{ExitStatus, UsageError};
+use super::log;
 use super::settings_flags::SettingsFlags;
 
 #[derive(Debug, Subcommand)]
@@ -17,6 +22,8 @@ pub(crate) enum PluginCommand {
     List(Box<ListArguments>),
     /// Show everything that one library declares.
     Inspect(InspectArguments),
+    /// Accept the libraries that lie in the plugin directory now: write their digests to the lock file.
+    Lock(Box<LockArguments>),
     /// What was found harmful and is refused from now on.
     #[command(subcommand)]
     Quarantine(QuarantineCommand),
@@ -38,6 +45,15 @@ pub(crate) struct InspectArguments {
     /// Print the load report as JSON instead.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LockArguments {
+    #[command(flatten)]
+    settings: SettingsFlags,
+    /// Write nothing; exit with 4 when the lock file would change.
+    #[arg(long)]
+    check: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -64,6 +80,7 @@ pub(super) fn run(command: PluginCommand) -> anyhow::Result<ExitStatus> {
     match command {
         PluginCommand::List(arguments) => list(&arguments),
         PluginCommand::Inspect(arguments) => inspect(arguments),
+        PluginCommand::Lock(arguments) => lock(&arguments),
         PluginCommand::Quarantine(QuarantineCommand::List(arguments)) => list_quarantine(&arguments),
         PluginCommand::Quarantine(QuarantineCommand::Clear(arguments)) => clear_quarantine(&arguments),
     }
@@ -71,19 +88,63 @@ pub(super) fn run(command: PluginCommand) -> anyhow::Result<ExitStatus> {
 
 fn list(arguments: &ListArguments) -> anyhow::Result<ExitStatus> {
     let settings = arguments.settings.settings()?;
-    let missing = || UsageError("no plugin directory: name one with --plugins or the setting `plugin_dir`".to_owned());
-    let directory = settings.plugin_dir.as_ref().ok_or_else(missing)?;
+    let directory = plugin_dir(&settings)?;
+    // Warnings: permissions that are too wide, and overridden trust.
+    log::install(&settings.log, &ProgressBar::hidden())?;
     let policy = settings.load_policy();
     let loader = Loader { settings: &settings.plugins, policy: &policy };
     let reports = loader.look(directory)?;
     if arguments.json {
         print_json(&reports)?;
     } else if reports.is_empty() {
-        print(&format!("no plugin library (*.so) in {}\n", directory.display()))?;
+        print(&format!("no plugin library (*.so) in {}\n", shown(directory)))?;
     } else {
         print(&reports.iter().map(line).collect::<String>())?;
     }
     Ok(status(&reports))
+}
+
+fn plugin_dir(settings: &Settings) -> Result<&PathBuf, UsageError> {
+    let missing = || UsageError("no plugin directory: name one with --plugins or the setting `plugin_dir`".to_owned());
+    settings.plugin_dir.as_ref().ok_or_else(missing)
+}
+
+fn lock(arguments: &LockArguments) -> anyhow::Result<ExitStatus> {
+    let settings = arguments.settings.settings()?;
+    let Stock { lock, left_out, place } = take_stock(plugin_dir(&settings)?, &settings.load_policy().trust)?;
+    let path = place.path();
+    let mut text: String = left_out.iter().map(|report| format!("left out: {}", line(report))).collect();
+    let before = match place.read() {
+        Ok(Locked::Present(before)) => Some(before),
+        Ok(Locked::Absent) => None,
+        Err(error) => {
+            text.push_str(&format!("{} could not be used: {:#}\n", shown(&path), anyhow::Error::from(error)));
+            None
+        }
+    };
+    let unchanged = before.as_ref() == Some(&lock);
+    text.push_str(&changes(&before.unwrap_or_default(), &lock));
+    let (count, path) = (lock.plugins.len(), shown(&path));
+    let status = if unchanged {
+        text.push_str(&format!("{path} is up to date, plugins: {count}\n"));
+        ExitStatus::Success
+    } else if arguments.check {
+        text.push_str(&format!("{path} would change, plugins: {count}; write it with `qtasks-host plugin lock`\n"));
+        ExitStatus::PluginRefused
+    } else {
+        place.write(&lock)?;
+        text.push_str(&format!("wrote {path}, plugins: {count}\n"));
+        ExitStatus::Success
+    };
+    print(&text)?;
+    Ok(status)
+}
+
+/// What comes and goes, one library a line.
+fn changes(before: &Lock, after: &Lock) -> String {
+    let removed = before.plugins.difference(&after.plugins).map(|entry| format!("- {entry}\n"));
+    let added = after.plugins.difference(&before.plugins).map(|entry| format!("+ {entry}\n"));
+    removed.chain(added).collect()
 }
 
 fn inspect(arguments: InspectArguments) -> anyhow::Result<ExitStatus> {
@@ -122,7 +183,7 @@ fn clear_quarantine(arguments: &ClearArguments) -> anyhow::Result<ExitStatus> {
 
 fn quarantine_line(entry: &Quarantined) -> String {
     let digest: String = entry.digest.to_string().chars().take(12).collect();
-    let path = entry.path.display().to_string().escape_debug().to_string();
+    let path = shown(&entry.path);
     format!("{} {digest} {}: {} (seen {} time(s), {path})\n", entry.plugin, entry.kind.name(), entry.evidence, entry.count)
 }
 
@@ -132,22 +193,27 @@ fn status(reports: &[LoadReport]) -> ExitStatus {
 }
 
 fn line(report: &LoadReport) -> String {
-    let file = report.path.file_name().unwrap_or_default().to_string_lossy().escape_debug().to_string();
+    let file = shown(report.path.file_name().unwrap_or_default());
     match (&report.manifest, report.reason()) {
         (_, Some(reason)) => format!("{file}: refused: {reason}\n"),
         (Some(manifest), None) => {
             let disabled = if report.state == LoadState::Disabled { " (disabled)" } else { "" };
+            let trust = match report.trust {
+                None | Some(TrustState::Unchecked) => String::new(),
+                Some(TrustState::Overridden) => " (trust overridden)".to_owned(),
+                Some(trust) => format!(" ({})", trust.name()),
+            };
             let handlers = manifest.handlers.iter().map(|handler| handler.trigger.as_str());
             let tasks = manifest.tasks.iter().map(|task| format!("task {}", task.name));
             let provides: Vec<String> = handlers.map(str::to_owned).chain(tasks).collect();
-            format!("{} {}{disabled}: {}\n", manifest.name, manifest.version, provides.join(", "))
+            format!("{} {}{disabled}{trust}: {}\n", manifest.name, manifest.version, provides.join(", "))
         }
         (None, None) => format!("{file}: nothing is known of it\n"),
     }
 }
 
 fn description(report: &LoadReport) -> String {
-    let mut text = format!("file         {}\n", report.path.display());
+    let mut text = format!("file         {}\n", shown(&report.path));
     if let Some(manifest) = &report.manifest {
         let abi = &manifest.abi;
         text.push_str(&format!(

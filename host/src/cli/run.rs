@@ -18,6 +18,7 @@ use super::input::{Input, Lines};
 use super::log;
 use super::settings_flags::SettingsFlags;
 use super::summary::Summary;
+use qtasks_host::shown;
 
 /// Tasks read ahead of the worker.
 const READ_AHEAD: usize = 1024;
@@ -63,7 +64,7 @@ pub(super) fn run(arguments: &RunArguments) -> anyhow::Result<ExitStatus> {
     let bar = log::progress_bar(!arguments.no_progress);
     log::install(&settings.log, &bar)?;
     if let Err(error) = qtasks_host::plugin::fatal::name_culprits(&settings.state_dir) {
-        tracing::warn!("a plugin that ends this process will not be named: {}: {error}", settings.state_dir.display());
+        tracing::warn!("a plugin that ends this process will not be named: {}: {error}", shown(&settings.state_dir));
     }
     let input = Input::open(&arguments.tasks)?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;

@@ -23,6 +23,16 @@ pub(crate) struct SettingsFlags {
     /// Load no plugin library at all (setting `safe_mode`).
     #[arg(long)]
     safe_mode: bool,
+    /// Refuse directories and libraries that a group can write to (setting `strict`).
+    #[arg(long)]
+    strict: bool,
+    /// Digests of the libraries that may be loaded (setting `lock_file`) [default: plugins.lock in the plugin directory, if there is
+    /// one].
+    #[arg(long, value_name = "FILE")]
+    lock_file: Option<PathBuf>,
+    /// A minisign public key that libraries must be signed with; may be given several times (setting `trusted_keys`).
+    #[arg(long = "trusted-key", value_name = "KEY")]
+    trusted_keys: Vec<String>,
     /// Whether unknown library bytes are loaded in a process of their own first (setting `probe`) [default: true].
     #[arg(long, value_name = "BOOL")]
     probe: Option<bool>,
@@ -77,10 +87,15 @@ impl SettingsFlags {
         let text = |value: &str| toml::Value::from(value).to_string();
         let path = |value: &PathBuf| text(&value.to_string_lossy());
         let number = |value: f64| toml::Value::from(value).to_string();
+        let keys = self.trusted_keys.iter().map(|key| text(key)).collect::<Vec<_>>();
+        let keys = (!keys.is_empty()).then(|| format!("[{}]", keys.join(", ")));
         let given = [
             ("--plugins", "plugin_dir", self.plugins.as_ref().map(path)),
             ("--state-dir", "state_dir", self.state_dir.as_ref().map(path)),
             ("--safe-mode", "safe_mode", self.safe_mode.then(|| "true".to_owned())),
+            ("--strict", "strict", self.strict.then(|| "true".to_owned())),
+            ("--lock-file", "lock_file", self.lock_file.as_ref().map(path)),
+            ("--trusted-key", "trusted_keys", keys),
             ("--probe", "probe", self.probe.map(|value| value.to_string())),
             ("--probe-deadline", "probe_deadline", self.probe_deadline.map(number)),
             ("--guest-program", "guest_program", self.guest_program.as_ref().map(path)),

@@ -20,6 +20,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
 use super::discover::Candidate;
+use crate::shown::shown;
 
 /// Bytes read at once: small enough to be hashed out of the cache they were read into.
 const CHUNK: usize = 64 << 10;
@@ -32,7 +33,7 @@ static COUNTER: AtomicU64 = AtomicU64::new(0);
 #[non_exhaustive]
 pub enum BytesError {
     /// The file cannot be opened.
-    #[error("cannot open {}; make it a regular file that the host's user can read", path.display())]
+    #[error("cannot open {}; make it a regular file that the host's user can read", shown(path))]
     Open {
         /// The file.
         path: PathBuf,
@@ -40,7 +41,7 @@ pub enum BytesError {
         source: io::Error,
     },
     /// Not a regular file.
-    #[error("{} is {found}, expected a regular file; remove it from the plugin directory", path.display())]
+    #[error("{} is {found}, expected a regular file; remove it from the plugin directory", shown(path))]
     NotAFile {
         /// The entry.
         path: PathBuf,
@@ -48,7 +49,10 @@ pub enum BytesError {
         found: &'static str,
     },
     /// Too large.
-    #[error("{} has {found} bytes or more, expected at most {max_bytes}; strip the library of its debug information", path.display())]
+    #[error(
+        "{} has {found} bytes or more, expected at most {max_bytes}; strip the library of its debug information",
+        shown(path)
+    )]
     TooLarge {
         /// The file.
         path: PathBuf,
@@ -58,13 +62,13 @@ pub enum BytesError {
         max_bytes: u64,
     },
     /// Written to while it was read.
-    #[error("{} was written to while it was read; put libraries in place with a rename, and load it again", path.display())]
+    #[error("{} was written to while it was read; put libraries in place with a rename, and load it again", shown(path))]
     Changed {
         /// The file.
         path: PathBuf,
     },
     /// The file cannot be read.
-    #[error("cannot read {}", path.display())]
+    #[error("cannot read {}", shown(path))]
     Read {
         /// The file.
         path: PathBuf,
@@ -72,7 +76,10 @@ pub enum BytesError {
         source: io::Error,
     },
     /// There is no place for the copy.
-    #[error("cannot keep a copy of {} {place}; free some memory, or name a writable directory without noexec in TMPDIR", path.display())]
+    #[error(
+        "cannot keep a copy of {} {place}; free some memory, or name a writable directory without noexec in TMPDIR",
+        shown(path)
+    )]
     Copy {
         /// The file.
         path: PathBuf,

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::bytes::Digest;
+use crate::shown::shown;
 
 /// Largest file of records that is read: 1 MiB.
 const MAX_RECORDS: u64 = 1 << 20;
@@ -49,7 +50,7 @@ impl Culprit {
         }
         let mut record = record.to_string();
         record.pop();
-        Box::leak(Box::new(Self { name: format!("plugin {plugin} {version} ({})", path.display()), record }))
+        Box::leak(Box::new(Self { name: format!("plugin {plugin} {version} ({})", shown(path)), record }))
     }
 }
 
@@ -87,7 +88,7 @@ pub(super) fn take_records(state_dir: &Path) -> Vec<Record> {
     if !text.is_empty()
         && let Err(error) = fs::File::create(&path)
     {
-        tracing::warn!("cannot empty {}: {error}", path.display());
+        tracing::warn!("cannot empty {}: {error}", shown(&path));
     }
     records
 }

@@ -3,15 +3,18 @@
 use std::path::PathBuf;
 
 use super::bytes::BytesError;
+use super::discover::{DiscoverError, FileError};
 use super::elf::ElfError;
 use super::library::OpenError;
 use super::manifest::ManifestError;
 use super::probe::{ProbeError, QuarantinedError};
 use super::process::spawn::GuestError;
+use super::trust::TrustError;
+use crate::shown::shown;
 
 /// A plugin library that was refused.
 #[derive(Debug, thiserror::Error)]
-#[error("plugin library {} refused", path.display())]
+#[error("plugin library {} refused", shown(path))]
 pub struct LoadError {
     /// The file.
     pub path: PathBuf,
@@ -24,6 +27,12 @@ pub struct LoadError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoadErrorKind {
+    /// Its directory cannot be used.
+    #[error(transparent)]
+    Directory(#[from] Box<DiscoverError>),
+    /// The file cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The file cannot be read.
     #[error("unreadable")]
     Read(#[from] BytesError),
@@ -31,7 +40,7 @@ pub enum LoadErrorKind {
     #[error(transparent)]
     Manifest(#[from] ManifestError),
     /// A plugin of this name is there already.
-    #[error("the name {name} is taken by {}; keep one of the two, or give one another package name", first.display())]
+    #[error("the name {name} is taken by {}; keep one of the two, or give one another package name", shown(first))]
     NameTaken {
         /// The name.
         name: String,
@@ -52,6 +61,9 @@ pub enum LoadErrorKind {
     /// The static check found it damaged or unfit.
     #[error("the static check refused it")]
     Elf(#[from] ElfError),
+    /// The operator's lock file or keys do not vouch for it.
+    #[error(transparent)]
+    Trust(#[from] Box<TrustError>),
     /// These bytes are in quarantine.
     #[error("it is in quarantine")]
     Quarantined(#[source] QuarantinedError),
@@ -112,6 +124,8 @@ impl LoadErrorKind {
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
+            Self::Directory(error) => error.code(),
+            Self::File(error) => error.code(),
             Self::Read(error) => error.code(),
             Self::Manifest(ManifestError::Abi { .. }) => "abi",
             Self::Manifest(_) => "manifest",
@@ -119,6 +133,7 @@ impl LoadErrorKind {
             Self::TaskTaken { .. } => "task-taken",
             Self::Open(_) => "open",
             Self::Elf(error) => error.code(),
+            Self::Trust(error) => error.code(),
             Self::Quarantined(_) => "quarantined",
             Self::Probe(ProbeError::Quarantined(_)) => "probe-harm",
             Self::Probe(ProbeError::Refused { .. }) => "probe-refused",

@@ -1,7 +1,9 @@
-//! Takes candidates through the stages: read, manifest, (static check, trust, probe: their place is here), open, compare, create,
-//! start. Every candidate ends in a report; one that is refused never stops the others.
+//! Takes candidates through the stages: read, manifest, static check, trust, probe, open, compare, create, start. Every candidate ends in a report; one that is refused never stops the others.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Seek as _;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,9 +13,9 @@ use qtasks_plugin_api::abi::loaded::{CallError, Instance, Layout, Module};
 use qtasks_plugin_api::{Export, HostServices, Init};
 use serde_json::value::to_raw_value;
 
-use super::bytes::{Digest, LibraryBytes};
+use super::bytes::{BytesError, Digest, LibraryBytes, Storage};
 use super::culprit::{self, Culprit, Record};
-use super::discover::{Candidate, DiscoverError, MAX_LIBRARY_BYTES, discover};
+use super::discover::{Candidate, DiscoverError, Found, MAX_LIBRARY_BYTES, PluginDirectory, discover};
 use super::elf;
 use super::instance::{Home, Origin, Plugin};
 use super::library::{self, OpenError};
@@ -27,8 +29,10 @@ use super::process::supervisor::{Isolated, Recipe};
 use super::report::{LoadReport, LoadState};
 use super::services::TracingServices;
 use super::settings::{Isolation, PluginSettings};
+use super::trust::{self, Trust, TrustPolicy, TrustSetting, TrustState};
 use super::verdicts::{QuarantineKind, Subject, Verdict, Verdicts};
 use crate::nearest::nearest_in;
+use crate::shown::shown;
 
 /// What became of a plugin directory.
 #[derive(Debug, Default)]
@@ -51,6 +55,8 @@ pub struct LoadPolicy {
     pub probe: bool,
     /// Longest time for a probe.
     pub probe_deadline: Duration,
+    /// Whom to trust.
+    pub trust: TrustPolicy,
 }
 
 /// Loads plugins by the operator's settings.
@@ -82,14 +88,38 @@ impl Inspected {
         Ok(Self { candidate: candidate.clone(), bytes, manifest })
     }
 
+    /// Like [`read`](Self::read), from the file that was opened, and checked, when it was found.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadErrorKind::File`], [`LoadErrorKind::Read`] or [`LoadErrorKind::Manifest`].
+    pub fn open(found: Found) -> Result<Self, LoadErrorKind> {
+        let Found { candidate, file, .. } = found;
+        let bytes = read_open_file(file?, &candidate.path)?;
+        let manifest = manifest::read(bytes.as_slice())?;
+        Ok(Self { candidate, bytes, manifest })
+    }
+
     /// SHA-256 of the bytes.
     #[must_use]
     pub fn digest(&self) -> Digest {
         self.bytes.digest()
     }
 
+    pub(super) fn manifest(&self) -> &Manifest {
+        &self.manifest.manifest
+    }
+
     pub(super) fn bytes(&self) -> &[u8] {
         self.bytes.as_slice()
+    }
+
+    /// Whether the operator vouches for it.
+    pub(super) fn judge(&self, trust: &Trust<'_>, setting: TrustSetting) -> Result<TrustState, LoadErrorKind> {
+        let manifest = self.manifest();
+        let path = &self.candidate.path;
+        let subject = trust::Subject { manifest, path, digest: self.digest(), bytes: self.bytes() };
+        Ok(trust.judge(subject, setting)?)
     }
 
     pub(super) fn into_manifest(self) -> Manifest {
@@ -111,10 +141,13 @@ impl Loader<'_> {
     /// [`DiscoverError`] when the directory cannot be listed; anything else is in the reports.
     pub fn load_directory(&self, directory: &Path, loaded: &mut Loaded) -> Result<(), DiscoverError> {
         self.quarantine_culprits();
-        for candidate in discover(directory)? {
-            let report = self.load(&candidate, &mut loaded.plugins);
+        let discovered = discover(directory, self.policy.trust.strictness)?;
+        log_cautions(discovered.directory());
+        let trust = Trust::new(&self.policy.trust, Arc::clone(discovered.directory()));
+        for found in discovered {
+            let report = self.load_found(found, &trust, &mut loaded.plugins);
             if let Some(error) = &report.error {
-                tracing::warn!(path = %error.path.display(), code = error.kind.code(), "plugin refused: {}", chain(&error.kind));
+                tracing::warn!(path = %shown(&error.path), code = error.kind.code(), "plugin refused: {}", chain(&error.kind));
             }
             loaded.reports.push(report);
         }
@@ -130,8 +163,12 @@ impl Loader<'_> {
     pub fn look(&self, directory: &Path) -> Result<Vec<LoadReport>, DiscoverError> {
         let verdicts = Verdicts::new(&self.policy.state_dir);
         let mut reports: Vec<LoadReport> = Vec::new();
-        for candidate in discover(directory)? {
-            let mut report = LoadReport::look(&candidate, Some(&verdicts));
+        let discovered = discover(directory, self.policy.trust.strictness)?;
+        log_cautions(discovered.directory());
+        let trust = Trust::new(&self.policy.trust, Arc::clone(discovered.directory()));
+        for found in discovered {
+            log_file_cautions(&found);
+            let mut report = LoadReport::look_at_found(found, &verdicts, &trust, self.settings);
             if let Some(name) = report.name().map(str::to_owned).filter(|_| report.state == LoadState::Found) {
                 let enabled = self.settings.get(&name).is_none_or(|settings| settings.enabled);
                 let taken = reports.iter().find(|other| other.state == LoadState::Found && other.name() == Some(&name));
@@ -147,9 +184,25 @@ impl Loader<'_> {
     }
 
     /// Takes one candidate through the stages; adds it to `plugins` when it runs.
+    /// Its directory is opened and checked, and its lock file holds, as if the whole directory were loaded.
     pub fn load(&self, candidate: &Candidate, plugins: &mut Vec<Arc<Plugin>>) -> LoadReport {
-        let mut report = LoadReport::new(candidate);
-        match self.stages(candidate, plugins, &mut report.manifest) {
+        let parent = candidate.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let directory = match PluginDirectory::open(parent, self.policy.trust.strictness) {
+            Ok(directory) => Arc::new(directory),
+            Err(error) => {
+                let mut report = LoadReport::new(candidate);
+                report.refused(Box::new(error));
+                return report;
+            }
+        };
+        let found = directory.candidate(candidate.path.file_name().unwrap_or(OsStr::new("")));
+        self.load_found(found, &Trust::new(&self.policy.trust, directory), plugins)
+    }
+
+    fn load_found(&self, found: Found, trust: &Trust<'_>, plugins: &mut Vec<Arc<Plugin>>) -> LoadReport {
+        log_file_cautions(&found);
+        let mut report = LoadReport::new(&found.candidate);
+        match self.stages(found, trust, plugins, &mut report) {
             Ok(Some(plugin)) => {
                 report.state = LoadState::Running;
                 plugins.push(Arc::new(plugin));
@@ -162,30 +215,37 @@ impl Loader<'_> {
 
     fn stages(
         &self,
-        candidate: &Candidate,
+        found: Found,
+        trust: &Trust<'_>,
         others: &[Arc<Plugin>],
-        declared: &mut Option<Manifest>,
+        report: &mut LoadReport,
     ) -> Result<Option<Plugin>, LoadErrorKind> {
-        let inspected = Inspected::read(candidate)?;
-        let manifest = declared.insert(inspected.manifest.manifest.clone());
+        let inspected = Inspected::open(found)?;
+        let manifest = report.manifest.insert(inspected.manifest.manifest.clone());
         let settings = self.settings.get(&manifest.name).cloned().unwrap_or_default();
         if !settings.enabled {
             return Ok(None);
         }
         check_name(manifest, others)?;
         check_tasks(manifest, others)?;
-        let layout = self.verify(&inspected)?;
+        elf::check(inspected.bytes())?;
+        report.trust = Some(inspected.judge(trust, settings.trust)?);
+        let layout = self.first_load(&inspected)?;
         self.bring_up(inspected, settings, layout).map(Some)
     }
 
-    /// The stages that decide whether bytes may be loaded: static check, quarantine, probe. Says whether the boundary's layout was
-    /// compared on the way.
+    /// The stages that decide whether bytes do harm: static check, quarantine, probe. Says whether the boundary's layout was
+    /// compared on the way. Whether the operator trusts them is another question, which is asked between the two.
     ///
     /// # Errors
     ///
     /// [`LoadErrorKind`], the first thing that is wrong.
     pub fn verify(&self, inspected: &Inspected) -> Result<Layout, LoadErrorKind> {
-        elf::check(inspected.bytes.as_slice())?;
+        elf::check(inspected.bytes())?;
+        self.first_load(inspected)
+    }
+
+    fn first_load(&self, inspected: &Inspected) -> Result<Layout, LoadErrorKind> {
         let verdicts = Verdicts::new(&self.policy.state_dir);
         let subject = inspected.subject();
         match verdicts.look(&subject.digest) {
@@ -330,6 +390,30 @@ impl Loader<'_> {
         let instance = module.create(&init, services).map_err(|source| create_error(manifest, source))?;
         instance.start().map_err(|source| LoadErrorKind::Start { plugin: manifest.name.clone(), said: source.to_string() })?;
         Ok(instance)
+    }
+}
+
+/// Reads an open file into memory or else, where memfds are refused, into the system's temporary directory.
+fn read_open_file(file: File, path: &Path) -> Result<LibraryBytes, BytesError> {
+    let again = file.try_clone();
+    match (LibraryBytes::from_file(file, path, MAX_LIBRARY_BYTES, Storage::Memory), again) {
+        (Err(BytesError::Copy { .. }), Ok(mut again)) => {
+            again.rewind().map_err(|source| BytesError::Read { path: path.to_owned(), source })?;
+            LibraryBytes::from_file(again, path, MAX_LIBRARY_BYTES, Storage::Directory(&std::env::temp_dir()))
+        }
+        (result, _) => result,
+    }
+}
+
+fn log_cautions(directory: &PluginDirectory) {
+    for caution in directory.cautions() {
+        tracing::warn!(code = caution.code(), "{}", chain(caution));
+    }
+}
+
+fn log_file_cautions(found: &Found) {
+    for caution in &found.cautions {
+        tracing::warn!(code = caution.code(), "{}", chain(caution));
     }
 }
 

@@ -10,6 +10,7 @@ use super::process::guest::{Purpose, Start};
 use super::process::sandbox::Limits;
 use super::process::spawn::{Guest, GuestError, describe, nonce};
 use super::verdicts::{QuarantineKind, Quarantined, Subject, VerdictError, Verdicts};
+use crate::shown::shown;
 
 /// Address space of a probe: room for any library, none for a balloon.
 const PROBE_MEMORY: u64 = 2 << 30;
@@ -74,7 +75,7 @@ pub(super) fn probe(
     let harm = match probed {
         Ok(side_effects) => {
             if !side_effects.is_empty() {
-                tracing::warn!(path = %subject.path.display(), "loading the library has side effects: {}", side_effects.join("; "));
+                tracing::warn!(path = %shown(&subject.path), "loading the library has side effects: {}", side_effects.join("; "));
             }
             return Ok(verdicts.good(subject, side_effects)?);
         }

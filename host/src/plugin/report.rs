@@ -1,16 +1,20 @@
 //! What became of each candidate.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use serde::{Serialize, Serializer};
 
-use super::discover::Candidate;
+use super::discover::{Candidate, Found};
 use super::elf;
 use super::load_error::{LoadError, LoadErrorKind, chain};
 use super::loader::Inspected;
 use super::manifest::Manifest;
 use super::probe::QuarantinedError;
+use super::settings::PluginSettings;
+use super::trust::{Trust, TrustState};
 use super::verdicts::{Verdict, Verdicts};
+use crate::shown::shown;
 
 /// How a candidate ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -29,14 +33,18 @@ pub enum LoadState {
 /// What became of one candidate.
 ///
 /// ```json
-/// {"path": "/plugins/libfallback.so", "state": "refused", "code": "abi", "reason": "…", "manifest": {…}}
+/// {"path": "/plugins/libfallback.so", "state": "refused", "trust": "locked", "code": "abi", "reason": "…", "manifest": {…}}
 /// ```
 #[derive(Debug, Serialize)]
 pub struct LoadReport {
     /// The file.
+    #[serde(serialize_with = "path_text")]
     pub path: PathBuf,
     /// How it ended.
     pub state: LoadState,
+    /// What it is trusted for, where that was asked and not refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trust: Option<TrustState>,
     /// What it declares, where that could be read.
     pub manifest: Option<Manifest>,
     /// Why it was refused: the whole chain of causes, and its code.
@@ -46,7 +54,7 @@ pub struct LoadReport {
 
 impl LoadReport {
     pub(super) fn new(candidate: &Candidate) -> Self {
-        Self { path: candidate.path.clone(), state: LoadState::Refused, manifest: None, error: None }
+        Self { path: candidate.path.clone(), state: LoadState::Refused, trust: None, manifest: None, error: None }
     }
 
     pub(super) fn refused(&mut self, kind: impl Into<LoadErrorKind>) {
@@ -57,22 +65,46 @@ impl LoadReport {
     /// Looks at a candidate without loading it: runs nothing of its code. With `verdicts`, quarantined bytes are refused.
     #[must_use]
     pub fn look(candidate: &Candidate, verdicts: Option<&Verdicts>) -> Self {
-        let mut report = Self::new(candidate);
-        let inspected = match Inspected::read(candidate) {
-            Ok(inspected) => inspected,
-            Err(kind) => {
-                report.refused(kind);
-                return report;
+        Self::of(candidate, Inspected::read(candidate), |inspected, _| {
+            elf::check(inspected.bytes())?;
+            look_up(inspected, verdicts)
+        })
+    }
+
+    /// The same for what lies in a plugin directory, where the question of trust can be asked.
+    pub(super) fn look_at_found(
+        found: Found,
+        verdicts: &Verdicts,
+        trust: &Trust<'_>,
+        settings: &BTreeMap<String, PluginSettings>,
+    ) -> Self {
+        let candidate = found.candidate.clone();
+        Self::of(&candidate, Inspected::open(found), |inspected, report| {
+            elf::check(inspected.bytes())?;
+            let settings = report.name().and_then(|name| settings.get(name));
+            // What is disabled is not loaded, so it takes nobody's trust.
+            if settings.is_none_or(|settings| settings.enabled) {
+                let setting = settings.map(|settings| settings.trust).unwrap_or_default();
+                report.trust = Some(inspected.judge(trust, setting)?);
             }
-        };
-        let verdict = verdicts.map_or(Verdict::Unknown, |verdicts| verdicts.look(&inspected.digest()));
-        report.state = LoadState::Found;
-        if let Err(error) = elf::check(inspected.bytes()) {
-            report.refused(error);
-        } else if let Verdict::Quarantined(quarantined) = verdict {
-            report.refused(LoadErrorKind::Quarantined(QuarantinedError(*quarantined)));
+            look_up(inspected, Some(verdicts))
+        })
+    }
+
+    fn of(
+        candidate: &Candidate,
+        inspected: Result<Inspected, LoadErrorKind>,
+        checks: impl FnOnce(&Inspected, &mut Self) -> Result<(), LoadErrorKind>,
+    ) -> Self {
+        let mut report = Self::new(candidate);
+        let checked = inspected.and_then(|inspected| {
+            report.manifest = Some(inspected.manifest().clone());
+            checks(&inspected, &mut report)
+        });
+        match checked {
+            Ok(()) => report.state = LoadState::Found,
+            Err(kind) => report.refused(kind),
         }
-        report.manifest = Some(inspected.into_manifest());
         report
     }
 
@@ -86,6 +118,22 @@ impl LoadReport {
     #[must_use]
     pub fn reason(&self) -> Option<String> {
         self.error.as_ref().map(|error| chain(&error.kind))
+    }
+}
+
+/// Refuses quarantined bytes.
+fn look_up(inspected: &Inspected, verdicts: Option<&Verdicts>) -> Result<(), LoadErrorKind> {
+    match verdicts.map(|verdicts| verdicts.look(&inspected.digest())) {
+        Some(Verdict::Quarantined(quarantined)) => Err(LoadErrorKind::Quarantined(QuarantinedError(*quarantined))),
+        _ => Ok(()),
+    }
+}
+
+/// A path that is no UTF-8 text must not cost the reports of all others.
+fn path_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    match path.to_str() {
+        Some(text) => serializer.serialize_str(text),
+        None => serializer.collect_str(&shown(path)),
     }
 }
 

@@ -6,6 +6,8 @@ use std::time::Duration;
 use qtasks_plugin_api::Trigger;
 use serde::Deserialize;
 
+use super::trust::TrustSetting;
+
 /// Settings of one plugin. Everything has a default.
 ///
 /// ```toml
@@ -18,6 +20,7 @@ use serde::Deserialize;
 /// isolation = "in-process"                         # or "process": a supervised process of its own
 /// memory_mib = 4096                                # address space of that process
 /// start_deadline = 10.0                            # seconds until it must run there
+/// trust = "enforce"                                # or "override": lock file and signature do not hold for it
 /// [plugins.fallback.config]                        # the plugin's own
 /// values = { add = 0 }
 /// ```
@@ -42,6 +45,8 @@ pub struct PluginSettings {
     /// Longest time for it to be loaded, created and started in a process of its own.
     #[serde(deserialize_with = "seconds")]
     pub start_deadline: Duration,
+    /// Whether lock file and signature hold for it.
+    pub trust: TrustSetting,
     /// The plugin's own configuration.
     pub config: toml::Table,
 }
@@ -57,6 +62,7 @@ impl Default for PluginSettings {
             isolation: Isolation::InProcess,
             memory_mib: 4096,
             start_deadline: Duration::from_secs(10),
+            trust: TrustSetting::Enforce,
             config: toml::Table::new(),
         }
     }

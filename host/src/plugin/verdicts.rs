@@ -13,6 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::bytes::Digest;
+use crate::shown::shown;
 use qtasks_plugin_api::abi::{ABI_MAJOR, ABI_MINOR};
 
 /// Largest verdict file that is read: 64 KiB.
@@ -149,7 +150,10 @@ impl ProcessMark {
 
 /// Why a verdict could not be written down.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot write the verdict {}; make the state directory writable for the host, or name another with `state_dir`", path.display())]
+#[error(
+    "cannot write the verdict {}; make the state directory writable for the host, or name another with `state_dir`",
+    shown(path)
+)]
 pub struct VerdictError {
     path: PathBuf,
     source: std::io::Error,
@@ -294,7 +298,7 @@ impl Verdicts {
         let metadata = fs::symlink_metadata(path).ok()?;
         let ours = metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & 0o022 == 0;
         if !metadata.is_file() || !ours || metadata.len() > MAX_FILE {
-            tracing::warn!(path = %path.display(), "a verdict that is not this host's own is ignored");
+            tracing::warn!(path = %shown(path), "a verdict that is not this host's own is ignored");
             return None;
         }
         serde_json::from_slice(&fs::read(path).ok()?).ok()

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use qtasks_host::plugin::{Candidate, Isolation, LoadPolicy, LoadState, Loader, PluginSettings, Registry};
+use qtasks_host::plugin::{Candidate, Isolation, LoadPolicy, LoadState, Loader, PluginSettings, Registry, TrustPolicy};
 use qtasks_host::trigger::{Dispatcher, OutcomeKind, Trigger};
 use serde_json::json;
 
@@ -26,6 +26,7 @@ pub(crate) fn run(seed: &Seed, count: usize, mut random: Random, directory: &Pat
         guest_program: Some(std::env::current_exe().context("this program has a path")?),
         probe: true,
         probe_deadline: deadline,
+        trust: TrustPolicy::default(),
     };
     let isolated =
         PluginSettings { isolation: Isolation::Process, deadline, start_deadline: deadline, ..PluginSettings::default() };

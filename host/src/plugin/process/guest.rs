@@ -19,6 +19,7 @@ use super::frame::{self, Frame, FrameError, Kind};
 use super::sandbox::{self, Limits, SandboxLevel};
 use crate::plugin::library;
 use crate::plugin::outcome::checked;
+use crate::shown::shown;
 
 /// The one argument with which the host's executable becomes a guest.
 pub const GUEST_ARGUMENT: &str = "plugin-guest";
@@ -305,7 +306,7 @@ impl Surroundings {
             ("umask", line("Umask:")),
             (
                 "working directory",
-                std::env::current_dir().map_or_else(|error| error.to_string(), |path| path.display().to_string()),
+                std::env::current_dir().map_or_else(|error| error.to_string(), |path| shown(&path).to_string()),
             ),
             ("environment", format!("{environment:?}")),
             ("limits", std::fs::read_to_string("/proc/self/limits").unwrap_or_default()),

@@ -14,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::frame::{self, Frame, FrameError, Kind};
 use super::guest::{GUEST_ARGUMENT, Report, Start};
+use crate::shown::shown;
 
 /// A running guest. Dropping it kills its whole process group.
 #[derive(Debug)]
@@ -88,7 +89,7 @@ impl Guest {
         }
         let child = command
             .spawn()
-            .map_err(|error| GuestError::Spawn { program: program.display().to_string(), reason: error.to_string() })?;
+            .map_err(|error| GuestError::Spawn { program: shown(program).to_string(), reason: error.to_string() })?;
         // The command keeps the guest's end of the socket open until it is dropped, and with it the end of the stream hidden.
         drop(command);
         let mut guest = Self { child, socket: ours, nonce: start.nonce.clone(), reaped: false };

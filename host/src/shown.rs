@@ -1,0 +1,63 @@
+//! Paths as they are printed: what a stranger put into a file name must not write lines of its own into a log or a terminal.
+
+use std::fmt::{self, Write as _};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// A path for messages. Control characters, characters that turn the direction of text, and bytes that are not UTF-8 are
+/// escaped, and so is the backslash, so that nothing can look like an escape. Every place that prints a path uses it.
+///
+/// ```
+/// use qtasks_host::shown;
+/// assert_eq!(shown("/plugins/libx.so").to_string(), "/plugins/libx.so");
+/// assert_eq!(shown("/plugins/a\nERROR b.so").to_string(), "/plugins/a\\nERROR b.so");
+/// ```
+pub fn shown<P: AsRef<Path> + ?Sized>(path: &P) -> Shown<'_> {
+    Shown(path.as_ref())
+}
+
+/// What [`shown`] gives.
+#[derive(Debug, Clone, Copy)]
+pub struct Shown<'a>(&'a Path);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for chunk in self.0.as_os_str().as_bytes().utf8_chunks() {
+            for char in chunk.valid().chars() {
+                if is_plain(char) && char != '\\' {
+                    formatter.write_char(char)?
+                } else {
+                    write!(formatter, "{}", char.escape_default())?
+                }
+            }
+            chunk.invalid().iter().try_for_each(|byte| write!(formatter, "\\x{byte:02x}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a character prints as itself, where it stands.
+pub(crate) fn is_plain(char: char) -> bool {
+    let turns_text = matches!(char, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
+    !char.is_control() && !turns_text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+
+    use super::*;
+
+    #[test]
+    fn nothing_of_a_name_acts_on_a_terminal() {
+        for (name, said) in [
+            (&b"plain \xc3\xa9.so"[..], "plain \u{e9}.so"),
+            (b"a\nb\r\x1b[31m.so", "a\\nb\\r\\u{1b}[31m.so"),
+            (b"not-\xff-utf8.so", "not-\\xff-utf8.so"),
+            (b"back\\slash", "back\\\\slash"),
+            ("evil\u{202e}os.".as_bytes(), "evil\\u{202e}os."),
+        ] {
+            assert_eq!(shown(OsStr::from_bytes(name)).to_string(), said);
+        }
+    }
+}
