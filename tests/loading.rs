@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::support::app::Started;
 use crate::support::artifacts::library;
-use crate::support::{Place, TestApp, assert_says, returning};
+use crate::support::{Host, Place, TestApp, assert_says, returning};
 
 async fn only(plugin: &str) -> Started {
     TestApp::with(&[plugin]).start().await
@@ -250,4 +250,40 @@ async fn one_bad_file_never_stops_the_others() {
     let report = app.run("raise", json!([]), json!({})).await;
     assert_eq!(returning(&report), "123");
     app.running.stop().await;
+}
+
+#[test]
+fn a_plugin_that_hangs_in_start_ends_the_start_by_name_and_the_next_one_runs_without_it() {
+    let place = Place::new();
+    for plugin in ["documented_example", "hangs_in_start", "scripted"] {
+        place.copy(plugin);
+    }
+    let host = || Host::run(&place).set("plugins.hangs-in-start.start_deadline=0.2").with_input("{\"task\": \"raise\"}");
+    let hung = host().expect_code(2);
+    assert_says(
+        &hung.stderr,
+        &[
+            "plugin hangs-in-start did not start within 0.2 s and hangs in the host",
+            "it is in quarantine now",
+            "isolation = \"process\"",
+        ],
+    );
+    let next = host().expect_code(0);
+    assert_says(&next.stderr, &["libhangs_in_start.so", "quarantined", "its create or start did not end within 0.2 s"]);
+    assert_eq!(next.result()["returning"], 123);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_that_hangs_in_start_in_its_own_process_is_refused_alone() {
+    let started = TestApp::with(&["documented_example", "hangs_in_start"])
+        .set("plugins.hangs-in-start.isolation = \"process\"")
+        .set("plugins.hangs-in-start.start_deadline = 0.2")
+        .start()
+        .await;
+    let reason = started.refusal("libhangs_in_start.so", "isolated");
+    assert_says(
+        &reason,
+        &["plugin hangs-in-start does not run in a process of its own", "did not report within 0.2 s and was killed"],
+    );
+    started.running.stop().await;
 }

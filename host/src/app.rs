@@ -9,8 +9,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::nearest::nearest;
+use crate::plugin::start_watch::Late;
 use crate::plugin::{
-    DiscoverError, LoadErrorKind, LoadReport, Loaded, Loader, Plugin, PluginSettings, Registry, RegistryError, Triggers,
+    DiscoverError, LoadErrorKind, LoadPolicy, LoadReport, Loaded, Loader, Plugin, PluginSettings, Registry, RegistryError,
+    Triggers,
 };
 use crate::settings::Settings;
 use crate::shown::shown;
@@ -78,6 +80,14 @@ pub enum StartError {
     /// The tasks do not go together.
     #[error(transparent)]
     Tasks(#[from] TaskRegistryError),
+    /// A plugin hangs in this process, where nobody can end it.
+    #[error(
+        "plugin {} did not start within {} s and hangs in the host{}; or give it a process of its own with [plugins.{}] isolation = \"process\"",
+        .0.plugin, .0.deadline.as_secs_f64(),
+        if .0.quarantined { ": it is in quarantine now, start again and the others run" } else { ": disable it" },
+        .0.plugin
+    )]
+    Hangs(Late),
     /// Loading ended without a word.
     #[error("the thread that loads plugins ended: {0}")]
     Lost(String),
@@ -158,15 +168,25 @@ impl App {
     ///
     /// [`StartError`].
     pub async fn start(self) -> Result<Running, StartError> {
+        let policy = self.settings.load_policy();
+        let (watch, state_dir) = (Arc::clone(&policy.watch), policy.state_dir.clone());
         // A plugin's create and start may wait.
-        let starting = tokio::task::spawn_blocking(move || self.start_here()).await;
-        starting.unwrap_or_else(|error| Err(StartError::Lost(error.to_string())))
+        let mut starting = tokio::task::spawn_blocking(move || self.start_here(&policy));
+        loop {
+            match tokio::time::timeout(WATCH, &mut starting).await {
+                Ok(started) => return started.unwrap_or_else(|error| Err(StartError::Lost(error.to_string()))),
+                Err(_) => {
+                    if let Some(late) = watch.late(&state_dir) {
+                        return Err(StartError::Hangs(late));
+                    }
+                }
+            }
+        }
     }
 
-    fn start_here(self) -> Result<Running, StartError> {
+    fn start_here(self, policy: &LoadPolicy) -> Result<Running, StartError> {
         let Self { settings, tasks, middlewares, linked_in } = self;
-        let policy = settings.load_policy();
-        let loader = Loader { settings: &settings.plugins, policy: &policy };
+        let loader = Loader { settings: &settings.plugins, policy };
         let mut loaded = Loaded::default();
         let mut linked_names = Vec::new();
         for link in linked_in {
@@ -207,6 +227,8 @@ fn check_names(settings: &Settings, loaded: &Loaded, linked_names: &[String]) ->
     Ok(())
 }
 
+/// How often the start looks whether a plugin is late.
+const WATCH: Duration = Duration::from_millis(50);
 /// A plugin gets this long to stop.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
 /// A process that missed it is killed within this time.

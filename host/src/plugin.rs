@@ -16,6 +16,7 @@ pub mod probe;
 pub mod process;
 pub(crate) mod library;
 pub mod load_error;
+pub mod start_watch;
 pub mod report;
 pub mod loader;
 pub mod outcome;

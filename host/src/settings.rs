@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -205,6 +206,7 @@ impl Settings {
             guest_program: self.guest_program.clone(),
             probe: self.probe,
             probe_deadline: self.probe_deadline,
+            watch: Arc::default(),
             trust: TrustPolicy {
                 strictness: if self.strict { Strictness::Strict } else { Strictness::Lenient },
                 lock_file: self.lock_file.clone(),

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use qtasks_host::plugin::{LoadPolicy, TrustPolicy};
@@ -48,5 +49,6 @@ pub(crate) fn policy(state_dir: &Path) -> LoadPolicy {
         probe: true,
         probe_deadline: Duration::from_secs(5),
         trust: TrustPolicy::default(),
+        watch: Arc::default(),
     }
 }

@@ -29,6 +29,7 @@ use super::process::supervisor::{Isolated, Recipe};
 use super::report::{LoadReport, LoadState};
 use super::services::TracingServices;
 use super::settings::{Isolation, PluginSettings};
+use super::start_watch::StartWatch;
 use super::trust::{self, Trust, TrustPolicy, TrustSetting, TrustState};
 use super::verdicts::{QuarantineKind, Subject, Verdict, Verdicts};
 use crate::nearest::nearest_in;
@@ -55,6 +56,8 @@ pub struct LoadPolicy {
     pub probe: bool,
     /// Longest time for a probe.
     pub probe_deadline: Duration,
+    /// Who is being started.
+    pub watch: Arc<StartWatch>,
     /// Whom to trust.
     pub trust: TrustPolicy,
 }
@@ -313,7 +316,8 @@ impl Loader<'_> {
             let excerpt = |text: &str| text.chars().take(120).collect::<String>();
             return Err(LoadErrorKind::ManifestDiffers { found: excerpt(found), expected: excerpt(&expected) });
         }
-        let instance = culprit::inside(Some(mark), || self.create(module, &manifest, settings))?;
+        let subject = Subject { digest: sealed.digest(), path: candidate.path, plugin: manifest.name.clone() };
+        let instance = culprit::inside(Some(mark), || self.create(module, &manifest, settings, Some(subject)))?;
         Ok((manifest, Home::Here(instance, Some(mark))))
     }
 
@@ -366,7 +370,7 @@ impl Loader<'_> {
         let manifest = linked_in_manifest::<P>()?;
         check_name(&manifest, others)?;
         check_tasks(&manifest, others)?;
-        let instance = self.create(Module::linked_in::<P>(), &manifest, &settings)?;
+        let instance = self.create(Module::linked_in::<P>(), &manifest, &settings, None)?;
         Ok(Plugin::new(manifest, Origin::LinkedIn, settings, Home::Here(instance, None)))
     }
 
@@ -384,8 +388,15 @@ impl Loader<'_> {
         })
     }
 
-    fn create(&self, module: Module, manifest: &Manifest, settings: &PluginSettings) -> Result<Instance, LoadErrorKind> {
+    fn create(
+        &self,
+        module: Module,
+        manifest: &Manifest,
+        settings: &PluginSettings,
+        subject: Option<Subject>,
+    ) -> Result<Instance, LoadErrorKind> {
         let init = self.init(manifest, settings)?;
+        let _watched = self.policy.watch.begin(&manifest.name, subject, settings.start_deadline);
         let services = TracingServices::new(manifest.name.as_str().into());
         let instance = module.create(&init, services).map_err(|source| create_error(manifest, source))?;
         instance.start().map_err(|source| LoadErrorKind::Start { plugin: manifest.name.clone(), said: source.to_string() })?;

@@ -27,6 +27,7 @@ pub(crate) fn run(seed: &Seed, count: usize, mut random: Random, directory: &Pat
         probe: true,
         probe_deadline: deadline,
         trust: TrustPolicy::default(),
+        watch: Arc::default(),
     };
     let isolated =
         PluginSettings { isolation: Isolation::Process, deadline, start_deadline: deadline, ..PluginSettings::default() };

@@ -1,0 +1,69 @@
+//! A plugin that hangs in `create` or `start` in this process: nobody can end it, so the host's start ends, with its name, and the
+//! next start keeps it out.
+
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::verdicts::{QuarantineKind, Subject, Verdicts};
+
+/// Who is being started, and since when. Written by the thread that loads, read by whoever waits for it.
+#[derive(Debug, Default)]
+pub struct StartWatch(Mutex<Option<Starting>>);
+
+#[derive(Debug)]
+struct Starting {
+    plugin: String,
+    /// Absent for a plugin that is linked in: there are no bytes to quarantine.
+    subject: Option<Subject>,
+    since: Instant,
+    deadline: Duration,
+}
+
+/// A plugin that is late.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Late {
+    /// The plugin.
+    pub plugin: String,
+    /// Its deadline.
+    pub deadline: Duration,
+    /// Whether its bytes are in quarantine now.
+    pub quarantined: bool,
+}
+
+impl StartWatch {
+    fn starting(&self) -> MutexGuard<'_, Option<Starting>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A plugin begins; it has ended when the value is dropped.
+    pub(super) fn begin(&self, plugin: &str, subject: Option<Subject>, deadline: Duration) -> impl Drop {
+        struct Ended<'a>(&'a StartWatch);
+        impl Drop for Ended<'_> {
+            fn drop(&mut self) {
+                *self.0.starting() = None;
+            }
+        }
+        *self.starting() = Some(Starting { plugin: plugin.to_owned(), subject, since: Instant::now(), deadline });
+        Ended(self)
+    }
+
+    /// Who is late, if anybody; its bytes go into quarantine.
+    pub(crate) fn late(&self, state_dir: &Path) -> Option<Late> {
+        let starting = self.starting();
+        let Starting { plugin, subject, since, deadline } = starting.as_ref()?;
+        if since.elapsed() < *deadline {
+            return None;
+        }
+        let evidence = format!("its create or start did not end within {} s in the host", deadline.as_secs_f64());
+        let quarantine = |subject| Verdicts::new(state_dir).quarantine(subject, QuarantineKind::TimeOut, evidence.clone());
+        let quarantined = subject.as_ref().is_some_and(|subject| match quarantine(subject) {
+            Ok(_) => true,
+            Err(error) => {
+                tracing::error!("{error}");
+                false
+            }
+        });
+        Some(Late { plugin: plugin.clone(), deadline: *deadline, quarantined })
+    }
+}
