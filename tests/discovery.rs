@@ -421,8 +421,11 @@ fn every_way_to_write_a_directory_ends_in_its_absolute_path() {
 fn an_empty_name_is_told_to_be_empty() {
     directory_refusal(Path::new(""), Strictness::Lenient, "dir-empty-name", &["is an empty text", "write `.` for the one"]);
     let place = safe_place();
-    let ended = Host::new(&place).args(["plugin", "list", "--plugins", ""]).end().expect_code(2);
-    assert_says(&ended.stderr, &["the plugin directory is an empty text, expected a directory"]);
+    let settings = place.write("empty.toml", "plugin_dir = ''\n");
+    let list = || Host::new(&place).args(["plugin", "list"]);
+    for host in [list().set("plugin_dir=''"), list().arg("--config").arg(settings)] {
+        assert_says(&host.end().expect_code(2).stderr, &["the plugin directory is an empty text, expected a directory"]);
+    }
 }
 
 #[test]
