@@ -208,13 +208,13 @@ fn what_a_group_can_write_to_is_warned_about_and_refused_in_strict_mode() {
     let lenient = discover(&place.plugins(), Strictness::Lenient).expect("a warning");
     let cautions = lenient.directory().cautions();
     assert_eq!(cautions.iter().map(DiscoverError::code).collect::<Vec<_>>(), ["dir-group-writable"]);
-    let said = ["/plugins (mode 0775), expected mode 0755; mend it with `chmod g-w /"];
+    let said = ["/plugins (mode 0775), which strict mode refuses; expected mode 0755; mend it with `chmod g-w /"];
     directory_refusal(&place.plugins(), Strictness::Strict, "dir-group-writable", &said);
 
     let list = || Host::new(&place).args(["plugin", "list", "--plugins"]).arg(place.plugins());
     let ended = list().end().expect_code(0);
     assert_says(&ended.stderr, &["WARN", "dir-group-writable", "file-group-writable", "chmod g-w"]);
-    assert_says(&list().arg("--strict").end().expect_code(2).stderr, &["is not safe in strict mode"]);
+    assert_says(&list().arg("--strict").end().expect_code(2).stderr, &["is open to group ", "which strict mode refuses"]);
     set_mode(&place.plugins(), 0o755);
     assert_says(&list().arg("--strict").end().expect_code(4).stdout, &["libpenguins.so: refused: group "]);
 }
@@ -421,8 +421,11 @@ fn every_way_to_write_a_directory_ends_in_its_absolute_path() {
 fn an_empty_name_is_told_to_be_empty() {
     directory_refusal(Path::new(""), Strictness::Lenient, "dir-empty-name", &["is an empty text", "write `.` for the one"]);
     let place = safe_place();
-    let ended = Host::new(&place).args(["plugin", "list", "--plugins", ""]).end().expect_code(2);
-    assert_says(&ended.stderr, &["the plugin directory is an empty text, expected a directory"]);
+    let settings = place.write("empty.toml", "plugin_dir = ''\n");
+    let list = || Host::new(&place).args(["plugin", "list"]);
+    for host in [list().set("plugin_dir=''"), list().arg("--config").arg(settings)] {
+        assert_says(&host.end().expect_code(2).stderr, &["the plugin directory is an empty text, expected a directory"]);
+    }
 }
 
 #[test]

@@ -343,6 +343,30 @@ fn keys_that_are_none_and_no_keys_are_wrong_settings() {
     }
 }
 
+#[test]
+fn a_lock_file_that_is_no_file_name_is_told_so() {
+    let place = place();
+    for found in ["", ".."] {
+        let ended = list(&place).set(&format!("lock_file=\"{found}\"")).end().expect_code(4);
+        assert_says(&ended.stdout, &["cannot be used", &format!("`lock_file` is {found:?}, expected the path of a file")]);
+    }
+}
+
+#[test]
+fn a_lock_file_that_a_group_can_write_to_is_warned_about_and_refused_in_strict_mode() {
+    let place = place();
+    for entry in std::fs::read_dir(place.plugins()).expect("listed").flatten() {
+        std::fs::set_permissions(entry.path(), std::fs::Permissions::from_mode(0o644)).expect("ours");
+    }
+    std::fs::set_permissions(place.plugins(), std::fs::Permissions::from_mode(0o755)).expect("ours");
+    lock(&place).end().expect_code(0);
+    std::fs::set_permissions(place.plugins().join("plugins.lock"), std::fs::Permissions::from_mode(0o664)).expect("ours");
+    let ended = list(&place).end().expect_code(0);
+    assert_says(&ended.stderr, &["WARN", "lock file: group ", "plugins.lock (mode 0664)"]);
+    let ended = list(&place).arg("--strict").end().expect_code(4);
+    assert_says(&ended.stdout, &["plugins.lock cannot be used", "which strict mode refuses"]);
+}
+
 const OVERRIDE: &str = "plugins.penguins.trust=\"override\"";
 
 /// What `plugin list --json` says of the penguins.

@@ -240,7 +240,10 @@ fn read_file(path: &Path) -> Result<toml::Table, SettingsError> {
     // A path in a file is meant from where the file lies.
     let directory = path.parent().unwrap_or(Path::new(""));
     for key in ["plugin_dir", "state_dir", "guest_program", "lock_file"] {
-        if let Some(toml::Value::String(written)) = table.get_mut(key) {
+        if let Some(toml::Value::String(written)) = table.get_mut(key)
+            // An empty path stays empty: joined, it would be the directory of the file, which nobody wrote.
+            && !written.is_empty()
+        {
             *written = directory.join(&*written).to_string_lossy().into_owned();
         }
     }

@@ -1,5 +1,6 @@
 //! A directory of one test: plugins, state, and whatever else it needs.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode};
@@ -14,6 +15,10 @@ impl Place {
     pub(crate) fn new() -> Self {
         let place = Self(tempfile::tempdir().expect("a temporary directory"));
         std::fs::create_dir(place.plugins()).expect("a new directory");
+        // Whatever the umask is: what a group can write to is warned about.
+        for directory in [place.root(), &*place.plugins()] {
+            std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755)).expect("our own directory");
+        }
         place
     }
 

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::vec;
 
 pub use entry::FileError;
-use entry::OpenedFile;
+pub(super) use entry::OpenedFile;
 pub use place::DiscoverError;
 
 /// Largest library file: 512 MiB.

@@ -173,10 +173,10 @@ impl<'a> Trust<'a> {
     pub fn judge(&self, subject: Subject<'_>, setting: TrustSetting) -> Result<TrustState, Box<TrustError>> {
         let judged = self.check(subject);
         if setting == TrustSetting::Enforce {
-            return judged.map_err(Box::new);
+            return judged;
         }
         let reason = match judged {
-            Err(error) => format!("it would be refused: {}", chain(&error)),
+            Err(error) => format!("it would be refused: {}", chain(&*error)),
             Ok(_) => "nothing would refuse it; remove the override".to_owned(),
         };
         let name = &subject.manifest.name;
@@ -184,13 +184,14 @@ impl<'a> Trust<'a> {
         Ok(TrustState::Overridden)
     }
 
-    fn check(&self, subject: Subject<'_>) -> Result<TrustState, TrustError> {
+    fn check(&self, subject: Subject<'_>) -> Result<TrustState, Box<TrustError>> {
         let locked = self.check_lock(subject)?;
         let signed = !self.policy.trusted_keys.is_empty();
         if signed {
             let mut name = subject.path.file_name().map_or_else(OsString::new, OsString::from);
             name.push(".minisig");
-            signature::check(&self.directory, &name, subject.bytes, &self.policy.trusted_keys)?;
+            signature::check(&self.directory, &name, subject.bytes, &self.policy.trusted_keys)
+                .map_err(|error| Box::new(error.into()))?;
         }
         Ok(match (locked, signed) {
             (true, true) => TrustState::LockedAndSigned,
@@ -201,19 +202,20 @@ impl<'a> Trust<'a> {
     }
 
     /// Whether there is a lock that holds the library.
-    fn check_lock(&self, subject: Subject<'_>) -> Result<bool, TrustError> {
+    fn check_lock(&self, subject: Subject<'_>) -> Result<bool, Box<TrustError>> {
         let lock = self.lock.as_ref().map_err(|error| TrustError::Lock {
             path: self.lock_path.clone(),
             command: self.lock_command(),
             source: Arc::clone(error),
-        })?;
+        });
+        let lock = lock.map_err(Box::new)?;
         let Some(lock) = lock else { return Ok(false) };
         let found = LockEntry::new(subject.manifest, subject.digest);
         if lock.plugins.contains(&found) {
             return Ok(true);
         }
         let expected = lock.plugins.iter().filter(|entry| entry.name == found.name).cloned().collect();
-        Err(TrustError::NotLocked { path: self.lock_path.clone(), found, expected, command: self.lock_command() })
+        Err(Box::new(TrustError::NotLocked { path: self.lock_path.clone(), found, expected, command: self.lock_command() }))
     }
 
     fn lock_command(&self) -> String {

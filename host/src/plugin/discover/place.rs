@@ -49,7 +49,7 @@ pub enum DiscoverError {
     },
     /// A group can write to it, or to a directory above.
     #[error(
-        "the plugin directory {} is not safe in strict mode: group {group} can write to {} (mode {mode:04o}), expected mode {:04o}; mend it with `chmod g-w {}`",
+        "the plugin directory {} is open to group {group}: it can write to {} (mode {mode:04o}), which strict mode refuses; expected mode {:04o}; mend it with `chmod g-w {}`",
         shown(path), shown(place), mode & !0o020, shown(place)
     )]
     GroupWritable {

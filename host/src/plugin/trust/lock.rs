@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::TrustPolicy;
 use crate::plugin::bytes::Digest;
-use crate::plugin::discover::{DiscoverError, FileError, PluginDirectory};
+use crate::plugin::discover::{DiscoverError, FileError, OpenedFile, PluginDirectory};
 use crate::plugin::manifest::Manifest;
 use crate::shown::shown;
 
@@ -73,6 +73,12 @@ pub struct Lock {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LockError {
+    /// The settings name no file.
+    #[error("`lock_file` is {found:?}, expected the path of a file")]
+    Name {
+        /// What they name.
+        found: PathBuf,
+    },
     /// It is named in the settings and is not there.
     #[error("`lock_file` names it, and it is not there")]
     Missing,
@@ -114,6 +120,7 @@ impl LockError {
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
+            Self::Name { .. } => "lock-name",
             Self::Missing => "lock-missing",
             Self::Directory(_) | Self::File(_) => "lock-unsafe",
             Self::Damaged { .. } | Self::TooLarge { .. } => "lock-damaged",
@@ -145,14 +152,18 @@ impl LockPlace {
     ///
     /// # Errors
     ///
-    /// [`LockError::Directory`] when the directory of the one in the settings cannot be used.
+    /// [`LockError::Name`] or [`LockError::Directory`] when the one in the settings is none, or its directory cannot be used.
     pub fn new(policy: &TrustPolicy, plugins: &Arc<PluginDirectory>) -> Result<Self, LockError> {
         let Some(file) = &policy.lock_file else {
             return Ok(Self { directory: Arc::clone(plugins), name: LOCK_NAME.into() });
         };
+        let name = file.file_name().ok_or_else(|| LockError::Name { found: file.clone() })?.to_owned();
         let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let directory = Arc::new(PluginDirectory::open(parent, policy.strictness)?);
-        Ok(Self { directory, name: file.file_name().unwrap_or(OsStr::new(LOCK_NAME)).to_owned() })
+        for caution in directory.cautions() {
+            tracing::warn!(code = caution.code(), "lock file {}: {caution}", shown(file));
+        }
+        Ok(Self { directory, name })
     }
 
     /// The lock file, absolute.
@@ -168,7 +179,12 @@ impl LockPlace {
     /// [`LockError`] when it is there and cannot be used.
     pub fn read(&self) -> Result<Locked, LockError> {
         let file = match self.directory.open_file(&self.name) {
-            Ok(opened) => opened.file,
+            Ok(OpenedFile { file, cautions, .. }) => {
+                for caution in cautions {
+                    tracing::warn!(code = caution.code(), "lock file: {caution}");
+                }
+                file
+            }
             Err(FileError::Vanished { .. }) => return Ok(Locked::Absent),
             Err(error) => return Err(error.into()),
         };
