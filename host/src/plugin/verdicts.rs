@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -307,7 +307,8 @@ impl Verdicts {
         let json = serde_json::to_vec(&entry).map_err(|error| failed(error.into()))?;
         let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
         let write = || -> std::io::Result<()> {
-            let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).open(&temporary)?;
+            // The owner's alone, whatever the umask: a verdict that others may write to is not believed when it is read.
+            let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
             file.write_all(&json)?;
             // Only what is on the disk survives a power cut, which is what `probing` is for.
             file.sync_all()?;
