@@ -163,7 +163,11 @@ impl App {
     }
 
     fn start_here(self) -> Result<Running, StartError> {
-        let Self { settings, tasks, middlewares, linked_in } = self;
+        let Self { mut settings, tasks, middlewares, linked_in } = self;
+        // A library may change the working directory when it is loaded; what comes after it must be found all the same.
+        for path in [Some(&mut settings.state_dir), settings.guest_program.as_mut()].into_iter().flatten() {
+            *path = std::path::absolute(&*path).unwrap_or_else(|_| std::mem::take(path));
+        }
         let policy = settings.load_policy();
         let loader = Loader { settings: &settings.plugins, policy: &policy };
         let mut loaded = Loaded::default();
