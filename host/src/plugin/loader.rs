@@ -17,7 +17,7 @@ use super::discover::{Candidate, DiscoverError, MAX_LIBRARY_BYTES, discover};
 use super::elf;
 use super::instance::{Home, Origin, Plugin};
 use super::library::{self, OpenError};
-use super::load_error::{LoadErrorKind, chain};
+use super::load_error::{LoadErrorKind, chain, on_one_line};
 use super::manifest::{self, Manifest, ManifestError, ManifestText};
 use super::probe::{self, QuarantinedError};
 use super::process::guest::{Purpose, Start};
@@ -114,7 +114,8 @@ impl Loader<'_> {
         for candidate in discover(directory)? {
             let report = self.load(&candidate, &mut loaded.plugins);
             if let Some(error) = &report.error {
-                tracing::warn!(path = %error.path.display(), code = error.kind.code(), "plugin refused: {}", chain(&error.kind));
+                let path = on_one_line(&error.path.to_string_lossy());
+                tracing::warn!(%path, code = error.kind.code(), "plugin refused: {}", chain(&error.kind));
             }
             loaded.reports.push(report);
         }

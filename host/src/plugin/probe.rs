@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use qtasks_plugin_api::Init;
 
+use super::load_error::on_one_line;
 use super::process::guest::{Purpose, Start};
 use super::process::sandbox::Limits;
 use super::process::spawn::{Guest, GuestError, describe, nonce};
@@ -82,7 +83,8 @@ pub(super) fn probe(
     let harm = match probed {
         Ok(side_effects) => {
             if !side_effects.is_empty() {
-                tracing::warn!(path = %subject.path.display(), "loading the library has side effects: {}", side_effects.join("; "));
+                let path = on_one_line(&subject.path.to_string_lossy());
+                tracing::warn!(%path, "loading the library has side effects: {}", side_effects.join("; "));
             }
             return Ok(verdicts.good(subject, side_effects)?);
         }

@@ -6,7 +6,7 @@ use serde::{Serialize, Serializer};
 
 use super::discover::Candidate;
 use super::elf;
-use super::load_error::{LoadError, LoadErrorKind, chain};
+use super::load_error::{LoadError, LoadErrorKind, chain, path_as_text};
 use super::loader::Inspected;
 use super::manifest::Manifest;
 use super::probe::QuarantinedError;
@@ -34,6 +34,7 @@ pub enum LoadState {
 #[derive(Debug, Serialize)]
 pub struct LoadReport {
     /// The file.
+    #[serde(serialize_with = "path_as_text")]
     pub path: PathBuf,
     /// How it ended.
     pub state: LoadState,

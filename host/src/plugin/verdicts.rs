@@ -13,6 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::bytes::Digest;
+use super::load_error::path_as_text;
 use qtasks_plugin_api::abi::{ABI_MAJOR, ABI_MINOR};
 
 /// Largest verdict file that is read: 64 KiB.
@@ -64,6 +65,7 @@ pub struct Quarantined {
     /// SHA-256 of the bytes.
     pub digest: Digest,
     /// Where the bytes were found last.
+    #[serde(serialize_with = "path_as_text")]
     pub path: PathBuf,
     /// The plugin's name.
     pub plugin: String,
@@ -119,6 +121,7 @@ enum State {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Subject {
     pub(super) digest: Digest,
+    #[serde(serialize_with = "path_as_text")]
     pub(super) path: PathBuf,
     pub(super) plugin: String,
 }
