@@ -80,9 +80,10 @@ fn run() -> ! {
 fn serve() -> Result<(), String> {
     let mut socket = take_socket().map_err(|error| format!("no socket on standard input: {error}"))?;
     let (start, library) = receive_start(&mut socket)?;
-    watch_for_the_host(&socket).map_err(|error| format!("cannot watch the host: {error}"))?;
     let writer = Arc::new(Writer(Mutex::new(socket.try_clone().map_err(|error| error.to_string())?)));
     let sandbox = sandbox::enter(&start.limits)?;
+    // Not before: the sandbox holds for this thread and those that it begins later, and a library may make any thread run its code.
+    watch_for_the_host(&socket).map_err(|error| format!("cannot watch the host: {error}"))?;
     let mut report = Report { nonce: start.nonce.clone(), sandbox, side_effects: Vec::new(), refused: None };
     let loaded = load(&start, &library, &writer, &mut report.side_effects);
     let instance = match loaded {
