@@ -41,10 +41,12 @@ mod at_load;
 mod in_c;
 mod in_handlers_here;
 mod in_handlers_isolated;
+mod in_the_directory;
 mod state;
 
 /// The table, part by part.
 const PARTS: &[(&str, &[Row])] = &[
+    ("In the plugin directory", in_the_directory::ROWS),
     ("While a library is loaded", at_load::ROWS),
     ("Libraries that are no Rust", in_c::ROWS),
     ("In a handler or task, in a process of its own", in_handlers_isolated::ROWS),

@@ -19,6 +19,7 @@ faults! {
     constructor_kills_its_parent: "a constructor kills the process that probes it" => "the sandbox refuses the signal; the plugin runs";
     constructor_leaves_a_child: "a constructor leaves a process behind" => "killed with its process group";
     constructor_leaves_a_daemon: "a constructor leaves a process in a session of its own behind" => "not reached: it lives on, sandboxed";
+    constructor_borrows_a_thread: "a constructor makes another thread of its process write a file" => "the sandbox holds for every thread";
     destructor_crashes_at_exit: "an exit handler crashes" => "quarantined as `crash`, at its end";
     destructor_hangs_at_exit: "an exit handler never ends" => "killed, quarantined as `time-out`";
     constructor_spawns_a_thread: "a constructor leaves a thread" => "warned about, runs";
@@ -187,6 +188,12 @@ fn constructor_kills_its_parent() {
         return;
     }
     assert!(!answered(ended).stderr.contains("plugin refused"));
+}
+
+fn constructor_borrows_a_thread() {
+    let place = beside_good_ones("constructor_borrows_a_thread");
+    answered(run(&place).set("plugins.constructor-borrows-a-thread.isolation=process").with_input(RAISE));
+    assert!(!place.path("escaped").exists(), "a guest wrote outside of its data directory");
 }
 
 fn constructor_leaves_a_child() {
