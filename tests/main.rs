@@ -11,6 +11,7 @@ mod dispatch;
 mod docs;
 mod documented_path;
 mod executor;
+mod faults;
 mod loading;
 mod plugin_command;
 mod run_command;

@@ -167,7 +167,12 @@ impl App {
     /// # Errors
     ///
     /// [`StartError`].
-    pub async fn start(self) -> Result<Running, StartError> {
+    pub async fn start(mut self) -> Result<Running, StartError> {
+        // A library may change the working directory when it is loaded; what comes after it must be found all the same.
+        let Settings { state_dir, guest_program, .. } = &mut self.settings;
+        for path in [Some(state_dir), guest_program.as_mut()].into_iter().flatten() {
+            *path = std::path::absolute(&*path).unwrap_or_else(|_| std::mem::take(path));
+        }
         let policy = self.settings.load_policy();
         let (watch, state_dir) = (Arc::clone(&policy.watch), policy.state_dir.clone());
         // A plugin's create and start may wait.

@@ -36,6 +36,14 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
+/// Writes a path into JSON: as it is where it is text, and as it is shown where it is not. JSON has no other way.
+pub(crate) fn path_as_text<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    match path.to_str() {
+        Some(text) => serializer.serialize_str(text),
+        None => serializer.collect_str(&shown(path)),
+    }
+}
+
 /// Whether a character prints as itself, where it stands.
 pub(crate) fn is_plain(char: char) -> bool {
     let turns_text = matches!(char, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');

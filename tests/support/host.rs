@@ -29,6 +29,14 @@ impl Host {
         Self(command)
     }
 
+    /// The program, started by this shell script with its path as `$0`.
+    pub(crate) fn shell(place: &Place, script: &str) -> Self {
+        let mut command = Command::new("sh");
+        command.args(["-c", script, env!("CARGO_BIN_EXE_qtasks-host")]);
+        command.current_dir(place.root()).env("XDG_STATE_HOME", place.path("xdg")).env_remove("RUST_LOG");
+        Self(command)
+    }
+
     /// `qtasks-host run` over the plugins and the state directory of the place.
     pub(crate) fn run(place: &Place) -> Self {
         Self::new(place).arg("run").arg("--plugins").arg(place.plugins()).arg("--state-dir").arg(place.state())

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::bytes::Digest;
-use crate::shown::shown;
+use crate::shown::{path_as_text, shown};
 
 /// Largest file of records that is read: 1 MiB.
 const MAX_RECORDS: u64 = 1 << 20;
@@ -29,6 +29,7 @@ pub(super) struct Culprit {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Record {
     pub(super) plugin: String,
+    #[serde(serialize_with = "path_as_text")]
     pub(super) path: PathBuf,
     pub(super) digest: Digest,
     /// `signal 11`, or `exit`.

@@ -9,12 +9,15 @@ use std::mem::MaybeUninit;
 use std::os::fd::IntoRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Once, OnceLock};
 
 use super::culprit::{self, Culprit};
 
 const SIGNALS: [libc::c_int; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT];
+
+/// Exit code of a host that a plugin ended by `exit()`: something outside of the host's control failed (EX_SOFTWARE of sysexits.h).
+const EXIT_CODE: libc::c_int = 70;
 
 /// The file of records, opened before anything goes wrong.
 static RECORDS: AtomicI32 = AtomicI32::new(-1);
@@ -81,10 +84,18 @@ extern "C" fn on_exit() {
     if let Some(culprit) = culprit::on_this_thread() {
         tell(&[b"qtasks-host: exit() was called inside ", culprit.name.as_bytes(), b"\n"]);
         record(culprit, &[b"exit"]);
+        // A plugin that ends the host in the middle of its tasks must not make that look like success.
+        // SAFETY: ends the process at once, which is what it is about to do.
+        unsafe { libc::_exit(EXIT_CODE) };
     }
 }
 
 fn record(culprit: &Culprit, cause: &[&[u8]]) {
+    // Only the first signal is the plugin's: std answers a stack overflow with another one.
+    static RECORDED: AtomicBool = AtomicBool::new(false);
+    if RECORDED.swap(true, Ordering::Relaxed) {
+        return;
+    }
     let descriptor = RECORDS.load(Ordering::Relaxed);
     write(descriptor, &[culprit.record.as_bytes(), b",\"cause\":\""]);
     write(descriptor, cause);

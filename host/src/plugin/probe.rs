@@ -64,12 +64,20 @@ pub(super) fn probe(
     verdicts.begin(subject)?;
     let start = start(manifest, subject, deadline);
     let probed = Guest::start(program, library, &start).and_then(|mut guest| {
-        let report = guest.report(deadline)?;
+        let mut report = guest.report(deadline)?;
         // It has said that it is well; now it must also end well.
         match guest.wait(Instant::now() + END) {
-            Some(status) if status.success() => Ok(report.side_effects),
-            Some(status) => Err(GuestError::Died { ended: format!("{} at its end", describe(status)), output: String::new() }),
-            None => Err(GuestError::Deadline(END)),
+            Some(status) if status.success() => {
+                let printed = guest.printed();
+                if printed > 0 {
+                    report.side_effects.push(format!("output: {printed} bytes, which will be among the host's"));
+                }
+                Ok(report.side_effects)
+            }
+            Some(status) => {
+                Err(GuestError::Died { ended: format!("{} after it reported", describe(status)), output: String::new() })
+            }
+            None => Err(GuestError::NoEnd(END)),
         }
     });
     let harm = match probed {
@@ -80,7 +88,7 @@ pub(super) fn probe(
             return Ok(verdicts.good(subject, side_effects)?);
         }
         Err(error @ (GuestError::Died { .. } | GuestError::Nonsense(_))) => (QuarantineKind::Crash, error.to_string()),
-        Err(error @ GuestError::Deadline(_)) => (QuarantineKind::TimeOut, error.to_string()),
+        Err(error @ (GuestError::Deadline(_) | GuestError::NoEnd(_))) => (QuarantineKind::TimeOut, error.to_string()),
         Err(GuestError::Refused { code, reason }) if code == "manifest-differs" => (QuarantineKind::LyingManifest, reason),
         Err(GuestError::Refused { code, reason }) => {
             verdicts.forget(subject);

@@ -1,7 +1,7 @@
 //! What became of each candidate.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Serialize, Serializer};
 
@@ -14,7 +14,7 @@ use super::probe::QuarantinedError;
 use super::settings::PluginSettings;
 use super::trust::{Trust, TrustState};
 use super::verdicts::{Verdict, Verdicts};
-use crate::shown::shown;
+use crate::shown::path_as_text;
 
 /// How a candidate ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -38,7 +38,7 @@ pub enum LoadState {
 #[derive(Debug, Serialize)]
 pub struct LoadReport {
     /// The file.
-    #[serde(serialize_with = "path_text")]
+    #[serde(serialize_with = "path_as_text")]
     pub path: PathBuf,
     /// How it ended.
     pub state: LoadState,
@@ -126,14 +126,6 @@ fn look_up(inspected: &Inspected, verdicts: Option<&Verdicts>) -> Result<(), Loa
     match verdicts.map(|verdicts| verdicts.look(&inspected.digest())) {
         Some(Verdict::Quarantined(quarantined)) => Err(LoadErrorKind::Quarantined(QuarantinedError(*quarantined))),
         _ => Ok(()),
-    }
-}
-
-/// A path that is no UTF-8 text must not cost the reports of all others.
-fn path_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
-    match path.to_str() {
-        Some(text) => serializer.serialize_str(text),
-        None => serializer.collect_str(&shown(path)),
     }
 }
 

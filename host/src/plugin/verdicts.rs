@@ -6,14 +6,14 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
 use super::bytes::Digest;
-use crate::shown::shown;
+use crate::shown::{path_as_text, shown};
 use qtasks_plugin_api::abi::{ABI_MAJOR, ABI_MINOR};
 
 /// Largest verdict file that is read: 64 KiB.
@@ -65,6 +65,7 @@ pub struct Quarantined {
     /// SHA-256 of the bytes.
     pub digest: Digest,
     /// Where the bytes were found last.
+    #[serde(serialize_with = "path_as_text")]
     pub path: PathBuf,
     /// The plugin's name.
     pub plugin: String,
@@ -120,6 +121,7 @@ enum State {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Subject {
     pub(super) digest: Digest,
+    #[serde(serialize_with = "path_as_text")]
     pub(super) path: PathBuf,
     pub(super) plugin: String,
 }
@@ -311,7 +313,8 @@ impl Verdicts {
         let json = serde_json::to_vec(&entry).map_err(|error| failed(error.into()))?;
         let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
         let write = || -> std::io::Result<()> {
-            let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).open(&temporary)?;
+            // The owner's alone, whatever the umask: a verdict that others may write to is not believed when it is read.
+            let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
             file.write_all(&json)?;
             // Only what is on the disk survives a power cut, which is what `probing` is for.
             file.sync_all()?;

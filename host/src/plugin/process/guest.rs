@@ -81,9 +81,10 @@ fn run() -> ! {
 fn serve() -> Result<(), String> {
     let mut socket = take_socket().map_err(|error| format!("no socket on standard input: {error}"))?;
     let (start, library) = receive_start(&mut socket)?;
-    watch_for_the_host(&socket).map_err(|error| format!("cannot watch the host: {error}"))?;
     let writer = Arc::new(Writer(Mutex::new(socket.try_clone().map_err(|error| error.to_string())?)));
     let sandbox = sandbox::enter(&start.limits)?;
+    // Not before: the sandbox holds for this thread and those that it begins later, and a library may make any thread run its code.
+    watch_for_the_host(&socket).map_err(|error| format!("cannot watch the host: {error}"))?;
     let mut report = Report { nonce: start.nonce.clone(), sandbox, side_effects: Vec::new(), refused: None };
     let loaded = load(&start, &library, &writer, &mut report.side_effects);
     let instance = match loaded {
@@ -135,17 +136,21 @@ fn receive_start(socket: &mut UnixStream) -> Result<(Start, OwnedFd), String> {
     library.map(|library| (start, library)).ok_or_else(|| "no library came with the first frame".to_owned())
 }
 
-/// Ends this process and all it started when the host is gone, whatever the plugin is doing.
+/// Ends this process and all it started when the host is gone, whatever the plugin is doing. Waits until the watch has begun: a
+/// thread's first steps take the dynamic linker's lock, which a constructor that never ends would hold for ever.
 fn watch_for_the_host(socket: &UnixStream) -> io::Result<()> {
     let socket = socket.try_clone()?;
+    let (begun, begins) = std::sync::mpsc::sync_channel(1);
     std::thread::Builder::new().name("host-watch".to_owned()).spawn(move || {
         use rustix::event::{PollFd, PollFlags, poll};
         let mut watched = [PollFd::new(&socket, PollFlags::RDHUP)];
+        // There is room for it, and somebody who waits.
+        let _ = begun.send(());
         while poll(&mut watched, None).is_err() {}
         // The group is this process's own: the host started it so.
         let _ = rustix::process::kill_current_process_group(rustix::process::Signal::KILL);
     })?;
-    Ok(())
+    begins.recv().map_err(io::Error::other)
 }
 
 fn load(

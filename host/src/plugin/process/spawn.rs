@@ -38,8 +38,8 @@ pub enum GuestError {
         /// The reason.
         reason: String,
     },
-    /// It ended before it reported.
-    #[error("its process {ended} before it reported{output}")]
+    /// It ended before it reported, or badly after it.
+    #[error("its process {ended}{output}")]
     Died {
         /// How it ended.
         ended: String,
@@ -49,6 +49,9 @@ pub enum GuestError {
     /// It did not report in time.
     #[error("its process did not report within {} s and was killed", .0.as_secs_f64())]
     Deadline(Duration),
+    /// It reported that all is well, and did not end in time.
+    #[error("its process did not end within {} s after it reported and was killed", .0.as_secs_f64())]
+    NoEnd(Duration),
     /// It reported nonsense.
     #[error("its process reported nonsense: {0}")]
     Nonsense(String),
@@ -159,7 +162,9 @@ impl Guest {
     /// How it ended, once its socket is closed. A guest that closed the socket and lives on is killed at the deadline.
     fn died(&mut self, until: Instant, deadline: Duration) -> GuestError {
         match self.wait(until) {
-            Some(status) => GuestError::Died { ended: describe(status), output: self.last_words() },
+            Some(status) => {
+                GuestError::Died { ended: format!("{} before it reported", describe(status)), output: self.last_words() }
+            }
             None => GuestError::Deadline(deadline),
         }
     }
@@ -198,8 +203,17 @@ impl Guest {
             let _ = stderr.take(KEPT).read_to_end(&mut text);
         }
         let text = String::from_utf8_lossy(&text);
-        let line = text.lines().rev().find(|line| !line.trim().is_empty()).map(|line| line.chars().take(200).collect::<String>());
+        // Rust's advice about backtraces comes last, and says nothing.
+        let telling = |line: &&str| !line.trim().is_empty() && !line.starts_with("note: ");
+        let line = text.lines().rev().find(telling).map(|line| line.chars().take(200).collect::<String>());
         line.map_or_else(String::new, |line| format!("; its last words: {}", line.escape_debug()))
+    }
+
+    /// How many bytes it printed, as far as nobody read them.
+    pub(crate) fn printed(&mut self) -> u64 {
+        let (stdout, stderr) = self.take_output();
+        let pipes = [stdout.map(OwnedFd::from), stderr.map(OwnedFd::from)];
+        pipes.into_iter().flatten().map(|pipe| rustix::io::ioctl_fionread(pipe).unwrap_or(0)).sum()
     }
 
     fn pid(&self) -> Option<Pid> {

@@ -1,0 +1,67 @@
+//! Libraries that no Rust compiler made, and that know the file format better than the boundary.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::{RAISE, answered, good_ones, refused, run};
+use crate::support::Place;
+use crate::support::artifacts::ROOT;
+
+faults! {
+    no_manifest: "a C library without manifest lies in the directory" => "refused as `manifest`; its constructor never runs";
+    junk_root: "the manifest is good, the root symbol is junk" => "refused or quarantined by the probe; the host lives";
+    root_is_a_function: "the manifest is good, the root symbol is a function" => "refused by the static check";
+}
+
+/// Compiles `tests/fixtures/c/NAME.c` into the plugins of `place`; `None`, told on standard error, where there is no C compiler.
+fn compile(place: &Place, name: &str, definitions: &[&str]) -> Option<PathBuf> {
+    let source = Path::new(ROOT).join("tests/fixtures/c").join(format!("{name}.c"));
+    let library = place.plugins().join(format!("lib{name}.so"));
+    let target = format!("-DTARGET=\"{}-unknown-linux-gnu\"", std::env::consts::ARCH);
+    let mut command = Command::new("cc");
+    // A hash table as the linker of Rust makes it: the static check wants one that it can check.
+    command.args(["-shared", "-fPIC", "-Wall", "-Wno-attributes", "-Wl,--hash-style=gnu", &target]).args(definitions);
+    match command.arg(&source).arg("-o").arg(&library).output() {
+        Ok(output) => {
+            assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+            Some(library)
+        }
+        Err(error) => {
+            assert!(
+                std::env::var_os("QTASKS_TEST_NO_SKIP").is_none(),
+                "QTASKS_TEST_NO_SKIP is set and cc cannot be run: {error}"
+            );
+            eprintln!("skipped: cc cannot be run: {error}");
+            None
+        }
+    }
+}
+
+fn no_manifest() {
+    let place = good_ones();
+    if compile(&place, "no_manifest", &[]).is_none() {
+        return;
+    }
+    let mark = place.path("mark");
+    let ended = answered(run(&place).env("QTASKS_TEST_MARK", &mark).with_input(RAISE));
+    refused(&ended, "no_manifest", "manifest", &["it has no plugin manifest (ELF note QTasks)"]);
+    assert!(!mark.exists(), "its code was run");
+}
+
+fn junk_root() {
+    let place = good_ones();
+    if compile(&place, "junk_root", &[]).is_none() {
+        return;
+    }
+    let ended = answered(run(&place).with_input(RAISE));
+    refused(&ended, "junk_root", "probe-refused", &["the probe could not load it: ", "abi_stable"]);
+}
+
+fn root_is_a_function() {
+    let place = good_ones();
+    if compile(&place, "junk_root", &["-DROOT_IS_A_FUNCTION"]).is_none() {
+        return;
+    }
+    let ended = answered(run(&place).with_input(RAISE));
+    refused(&ended, "junk_root", "elf-root", &["qtasks_plugin_root_1 is a function, expected a data object"]);
+}

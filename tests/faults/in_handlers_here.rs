@@ -1,0 +1,171 @@
+//! What a handler or a task does to the host's own process. What ends the process cannot be survived there: the plugin is named,
+//! and kept out of the next start.
+
+use std::io::Write as _;
+
+use super::{RAISE, answered, beside_good_ones, quarantine, refused, run};
+use crate::support::host::Ended;
+use crate::support::{Host, Place, assert_says};
+
+faults! {
+    segfault: "a handler writes to memory that is not there" => "ends the host; the plugin is named, and in quarantine at the next start";
+    abort: "a handler aborts" => "ends the host; the plugin is named, and in quarantine at the next start";
+    exit_0: "a handler calls `exit(0)`" => "ends the host with exit code 70; the plugin is named, and in quarantine at the next start";
+    stack_overflow: "a handler overflows its stack" => "ends the host; the plugin is named, and in quarantine at the next start";
+    exit_on_another_thread: "a thread of the plugin calls `exit(0)`" => "ends the host, unnamed: the thread is not the host's";
+    task_segfault: "a task writes to memory that is not there" => "ends the host; the plugin is named, and in quarantine at the next start";
+    endless_loop: "a handler never ends, spinning" => "`DeadlineExceeded`; after three at once `PluginTripped`";
+    sleep_for_ever: "a handler never ends, sleeping" => "`DeadlineExceeded`; after three at once `PluginTripped`";
+    answer_of_65_mib: "a handler answers 65 MiB" => "`BoundsError`";
+    answer_nested_129_deep: "a handler answers JSON nested 129 deep" => "`BoundsError`";
+    answer_nested_100_000_deep: "a handler answers JSON nested 100,000 deep" => "its own error or `BoundsError`";
+    answer_beyond_numbers: "a handler answers a number that no machine type holds" => "passed on as it was written";
+    answer_with_a_key_twice: "a handler answers an object with a key twice" => "passed on as it was written";
+    leaks_descriptors: "a handler leaks a descriptor a call" => "not reached: they are the host's; every task is answered as long as there are some";
+    safe_mode: "a plugin keeps the host from starting" => "`--safe-mode` loads nothing";
+}
+
+const PLUGIN: &str = "misbehaves-in-handler";
+
+fn place() -> Place {
+    beside_good_ones("misbehaves_in_handler")
+}
+
+/// The plugin is asked first, and does this.
+fn here(place: &Place, how: &str) -> Host {
+    let host = run(place).args(["--concurrency", "1"]);
+    host.set(&format!("plugins.{PLUGIN}.priority=1")).set(&format!("plugins.{PLUGIN}.config.how={how}"))
+}
+
+/// The host dies, and the next one knows why.
+fn fatal(how: &str, input: &str, code: Option<i32>, last_words: &str, cause: &str) {
+    let place = place();
+    let ended = here(&place, how).with_input(input);
+    assert_eq!(ended.code, code, "{ended:?}");
+    assert_says(
+        &ended.stderr,
+        &[&format!("qtasks-host: {last_words} inside plugin {PLUGIN} 0.1.0 ("), "libmisbehaves_in_handler.so)"],
+    );
+    let next = answered(here(&place, how).with_input(RAISE));
+    let evidence = format!("the host ended ({cause}) while it ran code of this plugin (killed-the-host), seen 1 time(s)");
+    refused(&next, "misbehaves_in_handler", "quarantined", &[&evidence]);
+    let list = quarantine(&place);
+    assert_eq!((list.len(), &list[0]["kind"], &list[0]["plugin"]), (1, &"killed-the-host".into(), &PLUGIN.into()));
+}
+
+fn segfault() {
+    fatal("segfault", RAISE, None, "fatal signal 11", "signal 11");
+}
+
+fn abort() {
+    fatal("abort", RAISE, None, "fatal signal 6", "signal 6");
+}
+
+fn exit_0() {
+    fatal("exit", RAISE, Some(70), "exit() was called", "exit");
+}
+
+fn stack_overflow() {
+    fatal("stack_overflow", RAISE, None, "fatal signal 11", "signal 11");
+}
+
+fn task_segfault() {
+    fatal("segfault", "{\"task\": \"misbehave\"}\n", None, "fatal signal 11", "signal 11");
+}
+
+/// The host marks the threads that it sends into a plugin. A thread that a plugin made is not marked, so nobody is named, and the
+/// exit code is the plugin's.
+fn exit_on_another_thread() {
+    let place = place();
+    let ended = here(&place, "exit_elsewhere").with_input(RAISE);
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), ""), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("inside plugin"), "{}", ended.stderr);
+    assert!(quarantine(&place).is_empty());
+}
+
+/// Nobody can end such calls in this process, so there may be three of them.
+fn hangs(how: &str) {
+    let place = place();
+    let ended = here(&place, how).set(&format!("plugins.{PLUGIN}.deadline=0.2")).with_input(RAISE.repeat(5)).expect_code(0);
+    let results = ended.results();
+    let failure = |result: &serde_json::Value| {
+        assert_eq!((&result["returning"], &result["original_error"]["message"]), (&123.into(), &"sea is frozen".into()));
+        result["decisions"][0]["failure"]["type"].as_str().expect("a text").to_owned()
+    };
+    let kinds: Vec<String> = results.iter().map(failure).collect();
+    assert_eq!(kinds, ["DeadlineExceeded", "DeadlineExceeded", "DeadlineExceeded", "PluginTripped", "PluginTripped"]);
+    let reason = "set aside: 3 of its calls went on after their deadline, and cannot be ended in this process";
+    assert_eq!(results[4]["decisions"][0]["failure"]["message"], reason);
+    assert_says(&ended.stderr, &[&format!("plugin {PLUGIN} was {reason}")]);
+}
+
+fn endless_loop() {
+    hangs("spin");
+}
+
+fn sleep_for_ever() {
+    hangs("sleep");
+}
+
+fn asked(how: &str) -> Ended {
+    let place = place();
+    here(&place, how).set(&format!("plugins.{PLUGIN}.deadline=60")).with_input(RAISE).expect_code(0)
+}
+
+fn out_of_bounds(how: &str, kinds: &[&str], words: &str) {
+    let result = answered(asked(how)).result();
+    let failure = &result["decisions"][0]["failure"];
+    assert!(kinds.contains(&failure["type"].as_str().expect("a text")), "{failure}");
+    assert_says(failure["message"].as_str().expect("a text"), &[words]);
+}
+
+fn answer_of_65_mib() {
+    out_of_bounds("large_answer", &["BoundsError"], "68157442 bytes, at most 67108864 are taken");
+}
+
+fn answer_nested_129_deep() {
+    out_of_bounds("deep_answer", &["BoundsError"], "JSON nested deeper than 128");
+}
+
+fn answer_nested_100_000_deep() {
+    out_of_bounds("deepest_answer", &["BoundsError", "Error"], "");
+}
+
+/// The plugin answers this text, and has the last word.
+fn passes_through(text: &str) {
+    let place = place();
+    let set = format!("plugins.{PLUGIN}.answers={{task_executor_run_task_trigger_error = \"first\"}}");
+    let how = format!("plugins.{PLUGIN}.config.how={}", toml::Value::from(text));
+    let host = run(&place).set(&format!("plugins.{PLUGIN}.priority=1")).set(&set).set(&how);
+    let ended = host.with_input(RAISE).expect_code(0);
+    assert_says(&ended.stdout, &[&format!("\"returning\":{text},")]);
+}
+
+fn answer_beyond_numbers() {
+    passes_through("1e999");
+    passes_through("123456789012345678901234567890");
+}
+
+fn answer_with_a_key_twice() {
+    passes_through(r#"{"a":1,"a":2}"#);
+}
+
+fn leaks_descriptors() {
+    let place = place();
+    let ended = here(&place, "leak_descriptor").with_input(RAISE.repeat(100)).expect_code(0);
+    assert_eq!(ended.results().len(), 100);
+    assert!(ended.results().iter().all(|result| result["returning"] == 123));
+}
+
+fn safe_mode() {
+    let place = beside_good_ones("constructor_leaves_a_mark");
+    let mark = place.path("mark");
+    let config = place.path("qtasks-host.toml");
+    let mut file = std::fs::File::create(&config).expect("the place can be written to");
+    // What the settings say of plugins and their tasks must not keep it from starting.
+    file.write_all(b"[plugins.misbehaves-in-handler]\npriority = 1\n[tasks.raise]\nmax_time = 3\n").expect("written");
+    let host = run(&place).arg("--config").arg(&config).args(["--safe-mode"]).env("QTASKS_TEST_MARK", &mark);
+    let ended = host.with_input("{\"task\": \"nobodys\"}\n").expect_code(1);
+    assert_says(&ended.stderr, &["safe mode: nothing is loaded from ", "1 task: 0 success, 1 error"]);
+    assert!(!mark.exists());
+}

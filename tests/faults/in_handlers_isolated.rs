@@ -1,0 +1,307 @@
+//! What a handler or a task does to its process, where the process is its own: the host goes on, every task is accounted for, the
+//! original error is kept, and the next plugin is asked.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::{RAISE, beside_good_ones, quarantine, run};
+use crate::support::host::Ended;
+use crate::support::{Host, Place, assert_says};
+
+faults! {
+    segfault: "a handler writes to memory that is not there" => "`PluginCrashed` naming SIGSEGV; a new process for the next call";
+    abort: "a handler aborts" => "`PluginCrashed` naming SIGABRT";
+    exit_0: "a handler calls `exit(0)`" => "`PluginCrashed` naming exit(0)";
+    exit_on_another_thread: "a thread of the plugin calls `exit(0)`" => "`PluginCrashed` naming exit(0)";
+    stack_overflow: "a handler overflows its stack" => "`PluginCrashed` naming SIGABRT; the runtime's last words are logged";
+    kill_its_group: "a handler kills its own process group" => "`PluginCrashed` naming SIGKILL; the host is in another group";
+    memory_balloon: "a handler allocates without end" => "`PluginCrashed` naming SIGABRT, at `memory_mib`";
+    endless_loop: "a handler never ends, spinning" => "`DeadlineExceeded`; its process is killed";
+    sleep_for_ever: "a handler never ends, sleeping" => "`DeadlineExceeded`; its process is killed";
+    stops_itself: "a handler raises SIGSTOP" => "`DeadlineExceeded`; its process is killed";
+    closes_descriptors: "a handler closes every descriptor" => "`DeadlineExceeded` or `PluginCrashed`; its process is killed";
+    panic_in_async: "an async handler panics" => "`Panic` with message and place; the process stays";
+    never_ready: "an async handler awaits what never happens" => "`DeadlineExceeded`; the process is killed";
+    leaks_descriptors: "a handler leaks a descriptor a call" => "at its limit its own calls fail; the host's descriptors are its own";
+    leaks_threads: "a handler leaks a thread a call" => "at its limit its own calls fail, or its process ends";
+    leaks_memory: "a handler leaks 1 MiB a call" => "`PluginCrashed` naming SIGABRT, at `memory_mib`; a new process for the next call";
+    logs_without_measure: "a handler logs 100,000 lines" => "1000 lines a second get through";
+    prints_without_measure: "a handler prints 100,000 lines" => "1000 lines a second get through, as log lines; standard output is clean";
+    answer_of_65_mib: "a handler answers 65 MiB" => "`BoundsError`; the process stays";
+    answer_nested_129_deep: "a handler answers JSON nested 129 deep" => "`BoundsError`; the process stays";
+    answer_nested_100_000_deep: "a handler answers JSON nested 100,000 deep" => "its own error or `BoundsError`; the process stays";
+    starts_again: "a handler crashes now and then" => "each call gets a living process; what it answers counts";
+    tripped: "a handler crashes five times within a minute" => "`PluginTripped`: it is not asked again, and the summary says why";
+    many_at_once: "a handler crashes while other calls run in the same process" => "each call is answered, by a failure if need be";
+    task_segfault: "a task writes to memory that is not there" => "the task's error is `PluginCrashed` naming SIGSEGV";
+    task_sleeps_for_ever: "a task never ends" => "`TimeoutError` after `max_time`; its process is killed, the next task runs";
+    stop_hangs: "a plugin never stops" => "its process is killed at the stop's deadline";
+    stop_crashes: "a plugin crashes when it is stopped" => "the host ends well";
+}
+
+const PLUGIN: &str = "misbehaves-in-handler";
+
+fn place() -> Place {
+    beside_good_ones("misbehaves_in_handler")
+}
+
+/// The plugin is asked first, in a process of its own, and does this.
+fn isolated(place: &Place, how: &str) -> Host {
+    let set = ["isolation=process", "priority=1", "memory_mib=1024", &format!("config.how={how}")];
+    set.into_iter().fold(run(place).args(["--concurrency", "1"]), |host, set| host.set(&format!("plugins.{PLUGIN}.{set}")))
+}
+
+/// The failures of the plugin, one for each of `tasks` tasks, which the next plugin answered.
+#[track_caller]
+fn failures(ended: Ended, tasks: usize) -> Vec<(String, String)> {
+    let ended = ended.expect_code(0);
+    let results = ended.results();
+    assert_eq!(results.len(), tasks, "{}", ended.stderr);
+    let failure = |result: &Value| {
+        assert_eq!((&result["returning"], &result["status"]), (&123.into(), &"success".into()), "{result}");
+        assert_eq!(result["original_error"]["message"], "sea is frozen", "{result}");
+        assert_eq!(result["resolved_by"]["plugin"], "documented-example", "{result}");
+        let decision = &result["decisions"][0];
+        assert_eq!((&decision["plugin"], &decision["outcome"]), (&PLUGIN.into(), &"failed".into()), "{result}");
+        let text = |key: &str| decision["failure"][key].as_str().expect("a text").to_owned();
+        (text("type"), text("message"))
+    };
+    results.iter().map(failure).collect()
+}
+
+/// Two calls, and so two processes, end the same way.
+#[track_caller]
+fn ends(how: &str, kind: &str, words: &str) -> String {
+    let place = place();
+    let host = isolated(&place, how).set(&format!("plugins.{PLUGIN}.deadline={}", if kind == "PluginCrashed" { 20 } else { 2 }));
+    let ended = host.with_input(RAISE.repeat(2));
+    let stderr = ended.stderr.clone();
+    for (found, message) in failures(ended, 2) {
+        assert_eq!(found, kind, "{message}");
+        assert_says(&message, &[words]);
+    }
+    stderr
+}
+
+fn segfault() {
+    let stderr = ends("segfault", "PluginCrashed", "the plugin's process was killed by signal 11 (SIGSEGV)");
+    assert_says(&stderr, &["its process was killed by signal 11 (SIGSEGV); it is started again"]);
+}
+
+fn abort() {
+    ends("abort", "PluginCrashed", "the plugin's process was killed by signal 6 (SIGABRT)");
+}
+
+fn exit_0() {
+    ends("exit", "PluginCrashed", "the plugin's process ended with exit(0)");
+}
+
+fn exit_on_another_thread() {
+    ends("exit_elsewhere", "PluginCrashed", "the plugin's process ended with exit(0)");
+}
+
+fn stack_overflow() {
+    let stderr = ends("stack_overflow", "PluginCrashed", "the plugin's process was killed by signal 6 (SIGABRT)");
+    assert_says(&stderr, &["has overflowed its stack"]);
+}
+
+fn kill_its_group() {
+    ends("kill_group", "PluginCrashed", "the plugin's process was killed by signal 9 (SIGKILL)");
+}
+
+fn memory_balloon() {
+    let stderr = ends("balloon", "PluginCrashed", "the plugin's process was killed by signal 6 (SIGABRT)");
+    assert_says(&stderr, &["memory allocation of 16777216 bytes failed"]);
+}
+
+fn endless_loop() {
+    let stderr = ends("spin", "DeadlineExceeded", "did not end within 2 s");
+    assert_says(&stderr, &["missed its deadline and did not end when told"]);
+}
+
+fn sleep_for_ever() {
+    ends("sleep", "DeadlineExceeded", "did not end within 2 s");
+}
+
+fn stops_itself() {
+    ends("stop_signal", "DeadlineExceeded", "did not end within 2 s");
+}
+
+/// Whether the host sees the end of the stream depends on who else in the guest still waits on the socket.
+fn closes_descriptors() {
+    let place = place();
+    let host = isolated(&place, "close_descriptors").set(&format!("plugins.{PLUGIN}.deadline=1"));
+    for (kind, message) in failures(host.with_input(RAISE.repeat(2)), 2) {
+        assert!(["DeadlineExceeded", "PluginCrashed"].contains(&&*kind), "{kind}: {message}");
+    }
+}
+
+fn async_fixture(fixture: &str, deadline: f64, kind: &str, words: &[&str]) {
+    let place = beside_good_ones(fixture);
+    let name = fixture.replace('_', "-");
+    let host = run(&place)
+        .set(&format!("plugins.{name}.isolation=process"))
+        .set(&format!("plugins.{name}.priority=1"))
+        .set(&format!("plugins.{name}.deadline={deadline}"));
+    let ended = host.with_input(RAISE.repeat(2)).expect_code(0);
+    let results = ended.results();
+    assert_eq!(results.len(), 2);
+    for result in results {
+        assert_eq!((&result["returning"], &result["original_error"]["message"]), (&123.into(), &"sea is frozen".into()));
+        let failure = &result["decisions"][0]["failure"];
+        assert_eq!(failure["type"], kind, "{failure}");
+        assert_says(&failure.to_string(), words);
+    }
+}
+
+fn panic_in_async() {
+    async_fixture("panics_in_async_handler", 20.0, "Panic", &["no answer for raise", "panics_in_async_handler.rs:"]);
+}
+
+fn never_ready() {
+    async_fixture("never_ready", 1.0, "DeadlineExceeded", &["did not end within 1 s"]);
+}
+
+fn leaks_memory() {
+    leaks("leak_memory", 1100, &["PluginCrashed"]);
+}
+
+/// A call that leaks answers nothing, until nothing is left to leak.
+fn leaks(how: &str, tasks: usize, allowed: &[&str]) {
+    let place = place();
+    let ended = isolated(&place, how).with_input(RAISE.repeat(tasks)).expect_code(0);
+    let results = ended.results();
+    assert_eq!(results.len(), tasks);
+    let mut failed = 0;
+    for result in &results {
+        assert_eq!((&result["returning"], &result["original_error"]["message"]), (&123.into(), &"sea is frozen".into()));
+        if let Some(kind) = result["decisions"][0]["failure"]["type"].as_str() {
+            failed += 1;
+            assert!(allowed.contains(&kind), "{result}");
+        }
+    }
+    assert!(failed > 0 && failed < tasks, "{failed} of {tasks} calls failed: the limit was not reached, or reached at once");
+}
+
+fn leaks_descriptors() {
+    leaks("leak_descriptor", 1100, &["Error"]);
+}
+
+fn leaks_threads() {
+    leaks("leak_thread", 700, &["Error", "Panic", "PluginCrashed", "PluginTripped"]);
+}
+
+fn lines_of_many(how: &str) -> Ended {
+    let place = place();
+    let ended = isolated(&place, how).set(&format!("plugins.{PLUGIN}.deadline=60")).with_input(RAISE).expect_code(0);
+    assert_eq!(ended.result()["returning"], 123);
+    let lines = ended.stderr.lines().filter(|line| line.contains("of many")).count();
+    assert!(lines > 0 && lines < 50_000, "{lines} lines got through");
+    ended
+}
+
+fn logs_without_measure() {
+    lines_of_many("log");
+}
+
+/// Its lines are log lines of the host, so that standard output has nothing but results: `result` above would not read it.
+fn prints_without_measure() {
+    assert_says(&lines_of_many("print").stderr, &["at=\"stdout\""]);
+}
+
+/// The process answers, and so goes on.
+fn answers(how: &str, kinds: &[&str], words: &str) {
+    let place = place();
+    let ended = isolated(&place, how).set(&format!("plugins.{PLUGIN}.deadline=60")).with_input(RAISE.repeat(2));
+    assert!(!ended.stderr.contains("started again"), "{}", ended.stderr);
+    for (kind, message) in failures(ended, 2) {
+        assert!(kinds.contains(&&*kind), "{kind}: {message}");
+        assert_says(&message, &[words]);
+    }
+}
+
+fn answer_of_65_mib() {
+    answers("large_answer", &["BoundsError"], "68157442 bytes, at most 67108864 are taken");
+}
+
+fn answer_nested_129_deep() {
+    answers("deep_answer", &["BoundsError"], "JSON nested deeper than 128");
+}
+
+fn answer_nested_100_000_deep() {
+    answers("deepest_answer", &["BoundsError", "Error"], "");
+}
+
+fn starts_again() {
+    let place = place();
+    let good = RAISE.replace("sea is frozen", "be good");
+    let host = isolated(&place, "segfault")
+        .set(&format!("plugins.{PLUGIN}.answers={{task_executor_run_task_trigger_error = \"first\"}}"));
+    let ended = host.with_input([RAISE, &good, RAISE, &good].concat()).expect_code(0);
+    let answers: Vec<Value> = ended.results().into_iter().map(|mut result| result["returning"].take()).collect();
+    assert_eq!(answers, [123, 456, 123, 456], "{}", ended.stderr);
+}
+
+fn tripped() {
+    let place = place();
+    let ended = isolated(&place, "segfault").with_input(RAISE.repeat(8));
+    let stderr = ended.stderr.clone();
+    let failures = failures(ended, 8);
+    let kinds: Vec<&str> = failures.iter().map(|(kind, _)| &**kind).collect();
+    assert_eq!(kinds, [["PluginCrashed"; 5].as_slice(), &["PluginTripped"; 3]].concat());
+    let reason = "set aside after 5 failures within 60 s; the last: its process was killed by signal 11 (SIGSEGV)";
+    assert_eq!(failures[7].1, reason);
+    assert_says(&stderr, &[&format!("plugin {PLUGIN} was {reason}")]);
+    // For this run only: the next one tries it again.
+    assert!(quarantine(&place).is_empty());
+}
+
+fn many_at_once() {
+    let place = place();
+    let ended = isolated(&place, "segfault").args(["--log", "error"]).set("concurrency=8").with_input(RAISE.repeat(40));
+    for (kind, message) in failures(ended, 40) {
+        assert!(["PluginCrashed", "PluginTripped"].contains(&&*kind), "{kind}: {message}");
+        assert_says(&message, &["signal 11 (SIGSEGV)"]);
+    }
+}
+
+const MISBEHAVE: &str = "{\"task\": \"misbehave\"}\n";
+
+fn task_segfault() {
+    let place = place();
+    let ended = isolated(&place, "segfault").with_input([MISBEHAVE, RAISE].concat()).expect_code(1);
+    let results = ended.results();
+    assert_eq!(results.len(), 2, "{}", ended.stderr);
+    assert_eq!((&results[0]["status"], &results[0]["error"]["type"]), (&"error".into(), &"PluginCrashed".into()), "{results:?}");
+    assert_says(results[0]["error"]["message"].as_str().expect("a text"), &["signal 11 (SIGSEGV)"]);
+    assert_eq!(results[1]["returning"], 123);
+}
+
+fn task_sleeps_for_ever() {
+    let place = place();
+    let ended = isolated(&place, "sleep").args(["--max-time", "1"]);
+    let ended = ended.set(&format!("plugins.{PLUGIN}.deadline=0.5")).with_input([MISBEHAVE, RAISE].concat()).expect_code(1);
+    let results = ended.results();
+    assert_eq!(results.len(), 2, "{}", ended.stderr);
+    assert_eq!(results[0]["error"]["type"], "TimeoutError", "{}", results[0]);
+    assert_eq!(results[1]["returning"], 123);
+}
+
+fn stop_hangs() {
+    let place = place();
+    let begun = Instant::now();
+    let ended = isolated(&place, "null").set(&format!("plugins.{PLUGIN}.config.how_at_stop=sleep")).with_input(RAISE);
+    assert_says(
+        &ended.expect_code(0).stderr,
+        &["the plugin did not stop cleanly: did not stop within 5 s; its process was killed"],
+    );
+    assert!(begun.elapsed() >= Duration::from_secs(5));
+}
+
+fn stop_crashes() {
+    let place = place();
+    let ended = isolated(&place, "null").set(&format!("plugins.{PLUGIN}.config.how_at_stop=segfault")).with_input(RAISE);
+    let stderr = ended.expect_code(0).stderr;
+    assert_says(&stderr, &["the plugin did not stop cleanly: ", "signal 11 (SIGSEGV)"]);
+}

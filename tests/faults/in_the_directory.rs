@@ -1,0 +1,117 @@
+//! What lies in the plugin directory beside the good libraries. More of it is in `tests/loading.rs`, and what is wrong within a file
+//! in `host/src/plugin/elf/tests.rs`.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+use super::{RAISE, answered, beside_good_ones, good_ones, run};
+use crate::support::artifacts::library;
+use crate::support::{Host, Place, assert_says};
+
+faults! {
+    link_in_a_circle: "a symbolic link leads to itself" => "refused as unreadable";
+    link_to_an_endless_device: "a symbolic link leads to `/dev/zero`" => "refused: a device is no file";
+    socket: "a Unix socket" => "refused, nobody waits";
+    name_with_control_characters: "a file name with a line end and an escape sequence" => "refused; the log shows the name escaped, on one line";
+    name_that_is_no_text: "a file name that is not UTF-8" => "loaded like any other";
+    name_of_255_bytes: "a file name of 255 bytes" => "loaded like any other";
+    file_that_nobody_may_read: "a file that the host may not read" => "refused with the reason (root reads it)";
+    same_file_twice: "a link to a library that is there as well" => "the second is refused: the name is taken";
+    a_thousand_files: "a thousand files that are no libraries" => "each is refused, the good ones run";
+    unfinished_copies: "copies that editors and package tools leave behind" => "no candidates";
+}
+
+/// The good ones run beside what `make` made as `strange.so`, and what was refused is told in one line with these words.
+fn strange(make: impl FnOnce(&Path), words: &[&str]) {
+    let place = good_ones();
+    make(&place.plugins().join("strange.so"));
+    let ended = answered(run(&place).with_input(RAISE));
+    let line = ended.stderr.lines().find(|line| line.contains("plugin refused") && line.contains("strange.so"));
+    assert_says(line.unwrap_or_else(|| panic!("no refusal in:\n{}", ended.stderr)), words);
+}
+
+fn link_in_a_circle() {
+    strange(|path| symlink("strange.so", path).expect("made"), &["unreadable: cannot open ", "symbolic links"]);
+}
+
+fn link_to_an_endless_device() {
+    strange(|path| symlink("/dev/zero", path).expect("made"), &["is a device, expected a regular file"]);
+}
+
+fn socket() {
+    strange(|path| drop(UnixListener::bind(path).expect("bound")), &["unreadable: ", "strange.so"]);
+}
+
+fn name_with_control_characters() {
+    let place = good_ones();
+    fs::write(place.plugins().join("a\n\u{1b}[2Jstrange.so"), "no library").expect("written");
+    let ended = answered(run(&place).with_input(RAISE));
+    assert!(!ended.stderr.contains('\u{1b}'), "{:?}", ended.stderr);
+    let line = ended.stderr.lines().find(|line| line.contains("strange.so")).expect("a refusal");
+    assert_says(line, &["plugin refused", "2Jstrange.so", "code="]);
+    let listed = Host::new(&place).args(["plugin", "list", "--plugins"]).arg(place.plugins()).end().expect_code(4);
+    assert_says(&listed.stdout, &["a\\n\\u{1b}[2Jstrange.so: refused: "]);
+    assert!(!listed.stdout.contains('\u{1b}'), "{:?}", listed.stdout);
+}
+
+/// The plugin that answers 123 has this name alone.
+fn named(name: &[u8]) {
+    let place = Place::new();
+    place.copy("scripted");
+    fs::copy(library("documented_example"), place.plugins().join(OsStr::from_bytes(name))).expect("copied");
+    for _ in 0..2 {
+        answered(run(&place).with_input(RAISE));
+    }
+    let listed = Host::new(&place).args(["plugin", "list", "--json", "--plugins"]).arg(place.plugins()).end().expect_code(0);
+    assert_says(&listed.stdout, &["\"documented-example\""]);
+}
+
+fn name_that_is_no_text() {
+    named(b"\xff\xfe.so");
+}
+
+fn name_of_255_bytes() {
+    named(&[[b'x'; 252].as_slice(), b".so"].concat());
+}
+
+fn file_that_nobody_may_read() {
+    if rustix::process::geteuid().is_root() {
+        eprintln!("skipped: root reads every file");
+        return;
+    }
+    strange(
+        |path| {
+            fs::write(path, "secret").expect("written");
+            fs::set_permissions(path, fs::Permissions::from_mode(0o000)).expect("it is ours");
+        },
+        &["unreadable: cannot open ", "Permission denied"],
+    );
+}
+
+fn same_file_twice() {
+    strange(
+        |path| symlink("libdocumented_example.so", path).expect("made"),
+        &["the name documented-example is taken by ", "libdocumented_example.so", "code=\"name-taken\""],
+    );
+}
+
+fn a_thousand_files() {
+    let place = good_ones();
+    for number in 0..1000 {
+        fs::write(place.plugins().join(format!("{number}.so")), "no library").expect("written");
+    }
+    let ended = answered(run(&place).with_input(RAISE));
+    assert_eq!(ended.stderr.lines().filter(|line| line.contains("plugin refused")).count(), 1000);
+}
+
+fn unfinished_copies() {
+    let place = beside_good_ones("penguins");
+    for name in [".libx.so.swp", "libx.so~", "libx.so.bak", "libx.so.dpkg-new", "libx.so.tmp", "#libx.so#"] {
+        fs::write(place.plugins().join(name), "no library").expect("written");
+    }
+    assert!(!answered(run(&place).with_input(RAISE)).stderr.contains("plugin refused"));
+}

@@ -1,0 +1,245 @@
+//! What the host keeps between two starts, damaged, forged, or shared.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use super::{RAISE, answered, beside_good_ones, good_ones, quarantine, refused, run};
+use crate::support::artifacts::library;
+use crate::support::{Host, Place, assert_says};
+
+faults! {
+    verdict_truncated: "a verdict's file is cut off" => "ignored: probed again";
+    verdict_garbage: "a verdict's file is garbage" => "ignored: probed again";
+    verdict_of_another_host: "a verdict is of another host version" => "ignored: probed again";
+    verdict_world_writable: "a verdict says good, and everybody may write to it" => "ignored with a warning: probed again";
+    verdict_is_a_link: "a verdict is a symbolic link" => "ignored with a warning: probed again";
+    verdict_of_other_bytes: "a verdict's file holds the verdict of other bytes" => "ignored: probed again";
+    verdict_endless: "a verdict's file is larger than any verdict" => "ignored with a warning: probed again";
+    verdicts_under_any_umask: "the host runs with a umask that lets the group write" => "verdicts are the owner's alone, and hold";
+    state_is_a_file: "the state directory cannot be written to" => "nothing is loaded that was not probed; tasks run";
+    probing_by_the_dead: "a probe is on record whose host is gone" => "quarantined as `unfinished`";
+    probing_by_the_living: "a probe is on record whose host lives" => "probed again";
+    hosts_at_once: "several hosts start on one state directory" => "each probes or believes; none is disturbed";
+    a_mended_file: "a quarantined file is replaced" => "the new bytes are probed and run";
+    lifted_by_hand: "a quarantine is lifted" => "probed again, and back in quarantine if it is no better";
+    culprits_garbage: "the record of culprits is garbage" => "left out, the good lines count";
+}
+
+/// The verdict of the library in this state directory.
+fn verdict(place: &Place, plugin: &str) -> PathBuf {
+    let name = plugin.replace('_', "-");
+    let files =
+        fs::read_dir(place.state().join("verdicts")).expect("there are verdicts").map(|file| file.expect("readable").path());
+    let of_plugin = |path: &PathBuf| read(path)["subject"]["plugin"] == *name;
+    files.into_iter().find(of_plugin).unwrap_or_else(|| panic!("no verdict of {name}"))
+}
+
+fn read(path: &PathBuf) -> Value {
+    serde_json::from_slice(&fs::read(path).expect("readable")).expect("JSON")
+}
+
+fn write(path: &PathBuf, verdict: &Value) {
+    fs::write(path, verdict.to_string()).expect("the place can be written to");
+}
+
+/// A harmful library, whose verdict `damage` turns into something that must not be believed: it is probed once more.
+fn not_believed(damage: impl FnOnce(&PathBuf, Value)) -> String {
+    let place = beside_good_ones("constructor_segfaults");
+    answered(run(&place).with_input(RAISE));
+    let path = verdict(&place, "constructor_segfaults");
+    let mut forged = read(&path);
+    forged["state"] = json!("good");
+    forged["quarantined"] = Value::Null;
+    damage(&path, forged);
+    let ended = answered(run(&place).with_input(RAISE));
+    refused(&ended, "constructor_segfaults", "probe-harm", &["SIGSEGV", "(crash)"]);
+    assert_eq!(read(&path)["state"], "quarantined", "the verdict is written anew");
+    assert_eq!(quarantine(&place).len(), 1);
+    ended.stderr
+}
+
+fn verdict_truncated() {
+    not_believed(|path, verdict| {
+        let text = verdict.to_string();
+        fs::write(path, &text[..text.len() / 2]).expect("written");
+    });
+}
+
+fn verdict_garbage() {
+    not_believed(|path, _| fs::write(path, [0xff; 100]).expect("written"));
+}
+
+fn verdict_of_another_host() {
+    not_believed(|path, mut verdict| {
+        verdict["host"] = json!("0.0.1 abi 1.0");
+        write(path, &verdict);
+    });
+}
+
+const NOT_OURS: &str = "a verdict that is not this host's own is ignored";
+
+fn verdict_world_writable() {
+    let stderr = not_believed(|path, verdict| {
+        write(path, &verdict);
+        fs::set_permissions(path, fs::Permissions::from_mode(0o666)).expect("the file is ours");
+    });
+    assert_says(&stderr, &[NOT_OURS]);
+}
+
+fn verdict_is_a_link() {
+    let stderr = not_believed(|path, verdict| {
+        let elsewhere = path.with_extension("elsewhere");
+        write(&elsewhere, &verdict);
+        fs::remove_file(path).expect("the file is ours");
+        std::os::unix::fs::symlink(elsewhere, path).expect("made");
+    });
+    assert_says(&stderr, &[NOT_OURS]);
+}
+
+fn verdict_of_other_bytes() {
+    not_believed(|path, mut verdict| {
+        let digest = verdict["subject"]["digest"].as_str().expect("a text").to_owned();
+        let other = if digest.starts_with('0') { "1" } else { "0" };
+        verdict["subject"]["digest"] = json!(other.to_owned() + &digest[1..]);
+        write(path, &verdict);
+    });
+}
+
+fn verdict_endless() {
+    let stderr = not_believed(|path, verdict| {
+        fs::write(path, verdict.to_string() + &" ".repeat(1 << 20)).expect("written");
+    });
+    assert_says(&stderr, &[NOT_OURS]);
+}
+
+fn verdicts_under_any_umask() {
+    for umask in ["002", "000"] {
+        let place = Place::new();
+        place.copy("documented_example");
+        place.copy("scripted");
+        place.copy("constructor_segfaults");
+        let start = || {
+            let host = Host::shell(&place, &format!("umask {umask}; exec \"$0\" \"$@\""));
+            answered(
+                host.arg("run").arg("--plugins").arg(place.plugins()).arg("--state-dir").arg(place.state()).with_input(RAISE),
+            )
+        };
+        refused(&start(), "constructor_segfaults", "probe-harm", &["SIGSEGV"]);
+        let mode = fs::metadata(verdict(&place, "constructor_segfaults")).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let second = start();
+        refused(&second, "constructor_segfaults", "quarantined", &["SIGSEGV"]);
+        assert!(!second.stderr.contains(NOT_OURS), "{}", second.stderr);
+    }
+}
+
+fn state_is_a_file() {
+    let place = Place::new();
+    place.copy("documented_example");
+    place.write("state", "not a directory");
+    let ended = Host::run(&place).with_input("{\"task\": \"nobodys\"}\n").expect_code(1);
+    let words = ["it could not be probed, so it is not loaded: cannot write the verdict ", "make the state directory writable"];
+    refused(&ended, "documented_example", "probe-failed", &words);
+    assert_says(&ended.stderr, &["a plugin that ends this process will not be named: ", "1 task: 0 success, 1 error"]);
+}
+
+/// What `proc(5)` says of this process, which lives.
+fn this_process() -> Value {
+    let stat = fs::read_to_string("/proc/self/stat").expect("Linux tells it");
+    let fields = stat.rsplit_once(')').expect("the second field is in parentheses").1;
+    let started: u64 = fields.split_whitespace().nth(19).expect("the 22nd field").parse().expect("a number");
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("Linux tells it");
+    json!({"pid": std::process::id(), "started": started, "boot": boot.trim()})
+}
+
+/// A good library whose probe is on record as being held by `process`.
+fn probing(process: &Value) -> Place {
+    let place = good_ones();
+    let path = verdict(&place, "documented_example");
+    let mut record = read(&path);
+    record["state"] = json!("probing");
+    record["process"] = process.clone();
+    write(&path, &record);
+    place
+}
+
+fn probing_by_the_dead() {
+    let mut process = this_process();
+    // The number is somebody's, the life is not.
+    process["started"] = json!(1);
+    let place = probing(&process);
+    let ended = run(&place).with_input(RAISE).expect_code(1);
+    let words = ["a probe of it began and never ended: the host or the machine went down", "(unfinished)"];
+    refused(&ended, "documented_example", "quarantined", &words);
+    assert_eq!(ended.result()["error"]["message"], "sea is frozen");
+    assert_eq!(quarantine(&place)[0]["kind"], "unfinished");
+}
+
+fn probing_by_the_living() {
+    let place = probing(&this_process());
+    assert!(quarantine(&place).is_empty());
+    answered(run(&place).with_input(RAISE));
+    assert_eq!(read(&verdict(&place, "documented_example"))["state"], "good");
+}
+
+fn hosts_at_once() {
+    let place = Place::new();
+    for plugin in ["documented_example", "scripted", "constructor_segfaults"] {
+        place.copy(plugin);
+    }
+    std::thread::scope(|scope| {
+        let hosts: Vec<_> = (0..4).map(|_| scope.spawn(|| answered(run(&place).with_input(RAISE)))).collect();
+        for host in hosts {
+            let ended = host.join().expect("the host answers");
+            let line = ended.stderr.lines().find(|line| line.contains("libconstructor_segfaults.so")).expect("a refusal");
+            assert_says(line, &["SIGSEGV", "(crash)"]);
+        }
+    });
+    assert_eq!(quarantine(&place).len(), 1);
+    let files = fs::read_dir(place.state().join("verdicts")).expect("there are verdicts");
+    let names: Vec<_> = files.map(|file| file.expect("readable").file_name().into_string().expect("plain")).collect();
+    assert!(names.len() == 3 && names.iter().all(|name| name.ends_with(".json")), "{names:?}");
+}
+
+fn a_mended_file() {
+    let place = beside_good_ones("constructor_segfaults");
+    refused(&answered(run(&place).with_input(RAISE)), "constructor_segfaults", "probe-harm", &[]);
+    place.copy_as(library("penguins"), "libconstructor_segfaults.so");
+    let ended = answered(run(&place).with_input(RAISE));
+    assert!(!ended.stderr.contains("plugin refused"), "{}", ended.stderr);
+}
+
+fn lifted_by_hand() {
+    let place = beside_good_ones("constructor_segfaults");
+    let empty = Host::new(&place).args(["plugin", "quarantine", "list", "--state-dir"]).arg(place.state());
+    assert_eq!(empty.end().expect_code(0).stdout, "nothing is in quarantine\n");
+    answered(run(&place).with_input(RAISE));
+    let command = |words: &[&str]| {
+        let host = Host::new(&place).args(["plugin", "quarantine"]).args(words);
+        host.arg("--state-dir").arg(place.state()).end()
+    };
+    let list = command(&["list"]).expect_code(0).stdout;
+    assert_says(&list, &["constructor-segfaults ", " crash: its process was killed by signal 11 (SIGSEGV)", "seen 1 time(s)"]);
+    let looked = Host::new(&place).args(["plugin", "list", "--plugins"]).arg(place.plugins());
+    let looked = looked.arg("--state-dir").arg(place.state()).end().expect_code(4);
+    assert_says(&looked.stdout, &["libconstructor_segfaults.so: refused: it is in quarantine: "]);
+    assert_says(&command(&["clear", "nobody"]).expect_code(2).stderr, &["nothing in quarantine is called \"nobody\""]);
+    assert_says(&command(&["clear", "constructor-segfaults"]).expect_code(0).stdout, &["lifted: constructor-segfaults "]);
+    assert!(quarantine(&place).is_empty());
+    refused(&answered(run(&place).with_input(RAISE)), "constructor_segfaults", "probe-harm", &["SIGSEGV"]);
+    assert_says(&command(&["clear", "--all"]).expect_code(0).stdout, &["lifted: constructor-segfaults "]);
+    assert!(quarantine(&place).is_empty());
+}
+
+fn culprits_garbage() {
+    let place = good_ones();
+    let digest = read(&verdict(&place, "documented_example"))["subject"]["digest"].clone();
+    let record = json!({"plugin": "documented-example", "path": "/gone.so", "digest": digest, "cause": "signal 11"});
+    fs::write(place.state().join("culprits.jsonl"), format!("not json\n{record}\n{{\"plugin\":")).expect("written");
+    let ended = run(&place).with_input(RAISE).expect_code(1);
+    refused(&ended, "documented_example", "quarantined", &["the host ended (signal 11)", "(killed-the-host)"]);
+    assert_eq!(ended.result()["error"]["message"], "sea is frozen");
+}
