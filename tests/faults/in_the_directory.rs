@@ -17,10 +17,10 @@ faults! {
     link_to_an_endless_device: "a symbolic link leads to `/dev/zero`" => "refused: a device is no file";
     socket: "a Unix socket" => "refused, nobody waits";
     name_with_control_characters: "a file name with a line end and an escape sequence" => "refused; the log shows the name escaped, on one line";
-    name_that_is_no_text: "a file name that is not UTF-8" => "loaded like any other";
+    name_that_is_no_text: "a file name that is not UTF-8" => "refused: rename it";
     name_of_255_bytes: "a file name of 255 bytes" => "loaded like any other";
     file_that_nobody_may_read: "a file that the host may not read" => "refused with the reason (root reads it)";
-    same_file_twice: "a link to a library that is there as well" => "the second is refused: the name is taken";
+    same_file_twice: "a link to a library that is there as well" => "the second name is refused";
     a_thousand_files: "a thousand files that are no libraries" => "each is refused, the good ones run";
     unfinished_copies: "copies that editors and package tools leave behind" => "no candidates";
 }
@@ -35,15 +35,15 @@ fn strange(make: impl FnOnce(&Path), words: &[&str]) {
 }
 
 fn link_in_a_circle() {
-    strange(|path| symlink("strange.so", path).expect("made"), &["unreadable: cannot open ", "symbolic links"]);
+    strange(|path| symlink("strange.so", path).expect("made"), &["code=\"file-link-broken\"", "symbolic links"]);
 }
 
 fn link_to_an_endless_device() {
-    strange(|path| symlink("/dev/zero", path).expect("made"), &["is a device, expected a regular file"]);
+    strange(|path| symlink("/dev/zero", path).expect("made"), &["is a link that leads out of the plugin directory, to /dev/zero"]);
 }
 
 fn socket() {
-    strange(|path| drop(UnixListener::bind(path).expect("bound")), &["unreadable: ", "strange.so"]);
+    strange(|path| drop(UnixListener::bind(path).expect("bound")), &["strange.so is a socket, expected a regular file"]);
 }
 
 fn name_with_control_characters() {
@@ -71,7 +71,10 @@ fn named(name: &[u8]) {
 }
 
 fn name_that_is_no_text() {
-    named(b"\xff\xfe.so");
+    let place = good_ones();
+    fs::copy(library("penguins"), place.plugins().join(OsStr::from_bytes(b"\xff\xfe.so"))).expect("copied");
+    let ended = answered(run(&place).with_input(RAISE));
+    assert_says(&ended.stderr, &["\\xff\\xfe.so is not plain UTF-8 text", "rename the file", "code=\"file-name\""]);
 }
 
 fn name_of_255_bytes() {
@@ -88,14 +91,14 @@ fn file_that_nobody_may_read() {
             fs::write(path, "secret").expect("written");
             fs::set_permissions(path, fs::Permissions::from_mode(0o000)).expect("it is ours");
         },
-        &["unreadable: cannot open ", "Permission denied"],
+        &["cannot open ", "Permission denied"],
     );
 }
 
 fn same_file_twice() {
     strange(
         |path| symlink("libdocumented_example.so", path).expect("made"),
-        &["the name documented-example is taken by ", "libdocumented_example.so", "code=\"name-taken\""],
+        &["is the same file as ", "libdocumented_example.so", "code=\"file-duplicate\""],
     );
 }
 
