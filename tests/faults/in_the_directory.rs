@@ -39,7 +39,10 @@ fn link_in_a_circle() {
 }
 
 fn link_to_an_endless_device() {
-    strange(|path| symlink("/dev/zero", path).expect("made"), &["is a link that leads out of the plugin directory, to /dev/zero"]);
+    strange(
+        |path| symlink("/dev/zero", path).expect("made"),
+        &["is a link that leads out of the plugin directory, to /dev/zero"],
+    );
 }
 
 fn socket() {

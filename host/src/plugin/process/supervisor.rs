@@ -315,22 +315,23 @@ impl Connection {
 
     /// Ends this life of the process. `reason` is empty when the process ended by itself.
     async fn end(&self, reason: String) {
-        let ended = blocking(|| {
+        let ended_now = blocking(|| {
             let mut guest = self.guest.lock().unwrap_or_else(PoisonError::into_inner);
             if self.ended.get().is_some() {
-                return None;
+                return false;
             }
-            if reason.is_empty() {
+            let ended = if reason.is_empty() {
                 let status = guest.wait(Instant::now() + GRACE);
-                Some(status.map_or_else(|| "closed its socket and was killed".to_owned(), describe))
+                status.map_or_else(|| "closed its socket and was killed".to_owned(), describe)
             } else {
                 guest.kill();
-                Some(reason)
-            }
+                reason
+            };
+            // While the guest is locked: the reader sees the stream end as soon as it is killed, and would tell a reason of its own.
+            // And before the senders are dropped: whoever waits reads it then.
+            self.ended.set(ended).is_ok()
         });
-        if let Some(ended) = ended {
-            // Told before the senders are dropped: whoever waits reads it then.
-            let _ = self.ended.set(ended);
+        if ended_now {
             self.pending().clear();
         }
     }
