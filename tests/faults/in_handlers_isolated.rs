@@ -32,7 +32,7 @@ faults! {
     answer_nested_129_deep: "a handler answers JSON nested 129 deep" => "`BoundsError`; the process stays";
     answer_nested_100_000_deep: "a handler answers JSON nested 100,000 deep" => "its own error or `BoundsError`; the process stays";
     starts_again: "a handler crashes now and then" => "each call gets a living process; what it answers counts";
-    tripped: "a handler crashes five times within a minute" => "`PluginTripped`: it is not asked again, and the summary says why";
+    tripped: "a handler crashes five times within a minute" => "`PluginTripped`: it is not asked again, the summary says why, and it is quarantined as `repeated-failure`";
     many_at_once: "a handler crashes while other calls run in the same process" => "each call is answered, by a failure if need be";
     task_segfault: "a task writes to memory that is not there" => "the task's error is `PluginCrashed` naming SIGSEGV";
     task_sleeps_for_ever: "a task never ends" => "`TimeoutError` after `max_time`; its process is killed, the next task runs";
@@ -253,8 +253,10 @@ fn tripped() {
     let reason = "set aside after 5 failures within 60 s; the last: its process was killed by signal 11 (SIGSEGV)";
     assert_eq!(failures[7].1, reason);
     assert_says(&stderr, &[&format!("plugin {PLUGIN} was {reason}")]);
-    // For this run only: the next one tries it again.
-    assert!(quarantine(&place).is_empty());
+    // And from the next start on, until somebody lifts it.
+    let quarantined = quarantine(&place);
+    assert_eq!((quarantined.len(), &quarantined[0]["kind"]), (1, &Value::from("repeated-failure")));
+    assert_eq!(quarantined[0]["evidence"], reason);
 }
 
 fn many_at_once() {

@@ -322,6 +322,7 @@ impl Loader<'_> {
     }
 
     fn open_in_process(&self, inspected: Inspected, settings: &PluginSettings) -> Result<(Manifest, Home), LoadErrorKind> {
+        let subject = inspected.subject();
         let Inspected { bytes, manifest: ManifestText { text, manifest }, .. } = inspected;
         let init = self.init(&manifest, settings)?;
         // The one place it may write to; made here, since the sandbox can name only what exists.
@@ -332,6 +333,8 @@ impl Loader<'_> {
             program: self.guest_program()?.to_owned(),
             library: bytes.into_sealed(),
             deadline: settings.start_deadline,
+            verdicts: Verdicts::new(&self.policy.state_dir),
+            subject,
             start: Start {
                 nonce: String::new(),
                 purpose: Purpose::Serve,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use qtasks_plugin_api::Init;
 
 use super::process::guest::{Purpose, Start};
-use super::process::sandbox::Limits;
+use super::process::sandbox::{Limits, SandboxLevel};
 use super::process::spawn::{Guest, GuestError, describe, nonce};
 use super::verdicts::{QuarantineKind, Quarantined, Subject, VerdictError, Verdicts};
 use crate::shown::shown;
@@ -65,6 +65,9 @@ pub(super) fn probe(
     let start = start(manifest, subject, deadline);
     let probed = Guest::start(program, library, &start).and_then(|mut guest| {
         let mut report = guest.report(deadline)?;
+        if report.sandbox != SandboxLevel::Full {
+            tracing::info!(path = %shown(&subject.path), sandbox = ?report.sandbox, "this kernel does not enforce the probe's whole sandbox");
+        }
         // It has said that it is well; now it must also end well.
         match guest.wait(Instant::now() + END) {
             Some(status) if status.success() => {

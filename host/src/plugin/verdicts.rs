@@ -119,7 +119,7 @@ enum State {
 
 /// Whose bytes they are.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Subject {
+pub(crate) struct Subject {
     pub(super) digest: Digest,
     #[serde(serialize_with = "path_as_text")]
     pub(super) path: PathBuf,
@@ -330,13 +330,18 @@ impl Verdicts {
 
     fn prune(&self) {
         let files = self.files();
-        if files.len() <= MAX_ENTRIES {
+        let excess = files.len().saturating_sub(MAX_ENTRIES);
+        if excess == 0 {
             return;
         }
-        let mut aged: Vec<(SystemTime, PathBuf)> =
-            files.into_iter().filter_map(|path| Some((fs::metadata(&path).ok()?.modified().ok()?, path))).collect();
+        // Only what can be found out again goes: a quarantine stays until somebody lifts it.
+        let known_good = |path: &PathBuf| self.read(path).is_none_or(|entry| entry.state == State::Good);
+        let mut aged: Vec<(SystemTime, PathBuf)> = files
+            .into_iter()
+            .filter(known_good)
+            .filter_map(|path| Some((fs::metadata(&path).ok()?.modified().ok()?, path)))
+            .collect();
         aged.sort();
-        let excess = aged.len() - MAX_ENTRIES;
         for (_, path) in aged.into_iter().take(excess) {
             let _ = fs::remove_file(path);
         }

@@ -22,6 +22,7 @@ use super::spawn::{Guest, GuestError, describe, nonce};
 use crate::plugin::bytes::SealedLibrary;
 use crate::plugin::outcome::{CRASH_ERROR, DEADLINE_ERROR, Outcome, TRIPPED_ERROR, failed};
 use crate::plugin::services::TracingServices;
+use crate::plugin::verdicts::{QuarantineKind, Subject, Verdicts};
 
 /// A call that was told to end gets this long before its process is killed.
 const GRACE: Duration = Duration::from_millis(100);
@@ -43,6 +44,9 @@ pub(crate) struct Recipe {
     pub(crate) library: SealedLibrary,
     pub(crate) start: Start,
     pub(crate) deadline: Duration,
+    /// Where it is noted that the plugin fails again and again.
+    pub(crate) verdicts: Verdicts,
+    pub(crate) subject: Subject,
 }
 
 /// A plugin in a process of its own.
@@ -159,6 +163,11 @@ impl Isolated {
                 let tripped =
                     format!("set aside after {FAILURES} failures within {} s; the last: its process {reason}", WINDOW.as_secs());
                 tracing::error!(%plugin, "{tripped}");
+                let Recipe { verdicts, subject, .. } = &self.recipe;
+                // The next start refuses these bytes; that they could not be noted costs it the same failures again.
+                if let Err(error) = verdicts.quarantine(subject, QuarantineKind::RepeatedFailure, tripped.clone()) {
+                    tracing::error!(%plugin, "{error}");
+                }
                 state.tripped = Some(tripped.clone());
                 return Err(error(TRIPPED_ERROR, tripped));
             }
