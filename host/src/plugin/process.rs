@@ -1,8 +1,8 @@
 //! Plugins in a process of their own: to be probed, or to be called there for good.
 //!
 //! Both are the same program, the host's own executable started as a *guest*, on the same sealed bytes, over a private socket:
-//! [`frame`] is what goes over it, [`guest`] the guest's side, [`sandbox`] what it gives up before it loads anything, [`spawn`] how
-//! it is started and ended, [`supervisor`] the host's side of a plugin that lives there.
+//! `frame` is what goes over it, [`guest`] the guest's side, `sandbox` what it gives up before it loads anything, `spawn` how
+//! it is started and ended, `supervisor` the host's side of a plugin that lives there.
 
 pub(crate) mod frame;
 pub mod guest;
