@@ -332,7 +332,8 @@ async fn replaced_arguments_of_another_shape_are_an_error_of_the_task_that_is_no
         .start()
         .await;
     let report = app.run("echo", json!([1]), json!({})).await;
-    assert!(report.decisions.is_empty());
+    let decisions: Vec<_> = report.decisions.iter().map(|decision| (decision.trigger.name(), &*decision.by.name)).collect();
+    assert_eq!(decisions, [("task_executor_args_replace", "scripted")], "nobody was asked about the error");
     assert_says(&report.error.expect("an error").message, &["args is {}; expected a JSON list"]);
 }
 

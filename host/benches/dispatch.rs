@@ -33,8 +33,11 @@ fn main() {
 async fn start() -> Running {
     let directory = tempfile::tempdir().expect("a directory");
     std::fs::copy(library_of("fallback"), directory.path().join("libfallback.so")).expect("a copy");
+    let path = toml::Value::from(directory.path().to_str().expect("a plain path"));
     let assignments = [
-        format!("plugin_dir = '{}'", directory.path().display()),
+        format!("plugin_dir = {path}"),
+        format!("state_dir = {path}"),
+        format!("guest_program = {}", toml::Value::from(env!("CARGO_BIN_EXE_qtasks-host"))),
         "plugins.fallback.config.values.resize_image = 123".to_owned(),
     ];
     let overrides = assignments.map(|assignment| Override { flag: String::new(), assignment });

@@ -42,7 +42,7 @@ use crate::trigger::{Trigger, TriggerSettings};
 pub struct Settings {
     /// Where plugin libraries lie.
     pub plugin_dir: Option<PathBuf>,
-    /// Where plugins keep their data; by default `qtasks-host` in the user's state directory.
+    /// Where verdicts, the quarantine and the data of plugins are; by default `qtasks-host` in the user's state directory.
     pub state_dir: PathBuf,
     /// The `qtasks-host` binary, to probe and to isolate plugins with.
     pub guest_program: Option<PathBuf>,

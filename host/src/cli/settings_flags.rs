@@ -17,7 +17,7 @@ pub(crate) struct SettingsFlags {
     /// Directory with plugin libraries (setting `plugin_dir`). Without it no plugin is loaded.
     #[arg(long, value_name = "DIR")]
     plugins: Option<PathBuf>,
-    /// Directory for the data of plugins (setting `state_dir`) [default: qtasks-host in the user's state directory].
+    /// Directory for verdicts, the quarantine and the data of plugins (setting `state_dir`) [default: qtasks-host in the user's state directory].
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// Load no plugin library at all (setting `safe_mode`).

@@ -50,10 +50,12 @@ impl Hung {
 impl RunningCall {
     /// Nobody waits for it any more.
     pub(super) fn abandon(&self) {
+        // Counted before it is said: `end` takes back what it finds abandoned.
+        let calls = self.hung.calls.fetch_add(1, Ordering::AcqRel) + 1;
         if self.state.compare_exchange(RUNNING, ABANDONED, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            self.hung.calls.fetch_sub(1, Ordering::AcqRel);
             return;
         }
-        let calls = self.hung.calls.fetch_add(1, Ordering::AcqRel) + 1;
         if calls >= MOST {
             let reason =
                 format!("set aside: {calls} of its calls went on after their deadline, and cannot be ended in this process");

@@ -149,7 +149,7 @@ impl LoadErrorKind {
 }
 
 /// An error and all its causes, as one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

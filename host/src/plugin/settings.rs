@@ -42,7 +42,7 @@ pub struct PluginSettings {
     pub isolation: Isolation,
     /// Address space of its own process, in MiB.
     pub memory_mib: u64,
-    /// Longest time for it to be loaded, created and started in a process of its own.
+    /// Longest time for it to be created and started; in a process of its own, to be loaded as well.
     #[serde(deserialize_with = "seconds")]
     pub start_deadline: Duration,
     /// Whether lock file and signature hold for it.
@@ -131,11 +131,16 @@ pub enum AnswerMode {
     All,
 }
 
+/// A time that every clock can add: above 0, and ten years at most.
+pub(crate) fn usable(seconds: f64) -> Option<Duration> {
+    const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+    Duration::try_from_secs_f64(seconds).ok().filter(|time| !time.is_zero() && *time <= LONGEST)
+}
+
 /// Reads a number of seconds.
 pub(crate) fn seconds<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let seconds = f64::deserialize(deserializer)?;
-    Duration::try_from_secs_f64(seconds)
-        .ok()
-        .filter(|duration| !duration.is_zero())
-        .ok_or_else(|| serde::de::Error::custom(format!("{seconds} is no time to wait: expected a number of seconds above 0")))
+    usable(seconds).ok_or_else(|| {
+        serde::de::Error::custom(format!("{seconds} is no time to wait: expected a number of seconds above 0, ten years at most"))
+    })
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::load_error::chain;
 use super::verdicts::{QuarantineKind, Subject, Verdicts};
 
 /// Who is being started, and since when. Written by the thread that loads, read by whoever waits for it.
@@ -60,7 +61,7 @@ impl StartWatch {
         let quarantined = subject.as_ref().is_some_and(|subject| match quarantine(subject) {
             Ok(_) => true,
             Err(error) => {
-                tracing::error!("{error}");
+                tracing::error!("{}", chain(&error));
                 false
             }
         });

@@ -168,7 +168,7 @@ pub struct Verdicts {
 }
 
 /// Which host a verdict holds for.
-fn this_host() -> String {
+pub(crate) fn this_host() -> String {
     format!("{} abi {ABI_MAJOR}.{ABI_MINOR}", env!("CARGO_PKG_VERSION"))
 }
 

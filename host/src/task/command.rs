@@ -68,8 +68,12 @@ impl CommandTask {
                 let _ = stdin.write_all(input.as_bytes()).await;
             }
         };
-        let ((), output, complaint, status) = tokio::join!(feed, head(stdout), tail(stderr), child.wait());
-        group.ended();
+        let ((), output, complaint, status) = tokio::join!(feed, head(stdout), tail(stderr), async {
+            let status = child.wait().await;
+            // What it leaves behind would hold its pipes open, and outlive its task.
+            drop(group);
+            status
+        });
         let status = status.map_err(|error| self.error(format!("cannot be waited for: {error}")))?;
         if !status.success() {
             let complaint = String::from_utf8_lossy(&complaint).into_owned();
@@ -121,16 +125,12 @@ async fn tail(stream: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
     kept
 }
 
-/// The process group of a command; killed unless the command ended by itself.
+/// The process group of a command, killed with all that is left in it.
 struct Group(Option<Pid>);
 
 impl Group {
     fn of(child: &Child) -> Self {
         Self(child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw))
-    }
-
-    fn ended(mut self) {
-        self.0 = None;
     }
 }
 

@@ -10,12 +10,12 @@ use qtasks_plugin_api::{Directive, ErrorBody, TaskError, Trigger};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::function::{TaskFunction, TaskLimits};
+use super::function::{TaskFunction, TaskLimits, panicked};
 use super::middleware::Middleware;
 use super::model::Task;
 use super::registry::TaskRegistry;
 use super::settings::Intercept;
-use crate::trigger::{Answered, Decision, Dispatched, Dispatcher, Resolution};
+use crate::trigger::{Answered, Decision, Dispatched, Dispatcher, OutcomeKind, Resolution};
 
 /// `type` of the error of a task that nobody provides.
 pub const UNKNOWN_TASK_ERROR: &str = "UnknownTask";
@@ -79,7 +79,7 @@ pub struct Execution {
     pub original_error: Option<Box<ErrorBody>>,
     /// Who answered the error, and how.
     pub resolved_by: Option<Resolution>,
-    /// Each plugin that was asked about the error, and its outcome.
+    /// Each plugin that was asked about the error, and each that answered or failed at another step.
     pub decisions: Vec<Decision>,
     /// How long the run took, plugins included.
     pub duration: Duration,
@@ -185,60 +185,64 @@ impl TaskExecutor {
             Ok(ended) => ended,
             Err(error) => run.raised(&task, error),
         };
-        self.close(&run, &task).await;
+        self.close(&mut run, &task).await;
         let Run { original_error, resolved_by, decisions, .. } = run;
         (task, Execution { ended, original_error, resolved_by, decisions, duration: begun.elapsed() })
     }
 
     /// The steps up to decoding. An error is one that the plugins are not asked about, or did not answer.
     async fn steps(&self, run: &mut Run<'_>, task: &mut Task) -> Result<Ended, TaskError> {
-        self.middlewares_before(run.info, task).await?;
-        self.replace_arguments(run.info, task).await?;
-        self.fire(Trigger::TaskExecutorBeforeExecute, &ExecutorKwargs { task_executor: run.info }).await;
+        self.middlewares_before(run, task).await?;
+        self.replace_arguments(run, task).await?;
+        self.fire(run, Trigger::TaskExecutorBeforeExecute, &ExecutorKwargs { task_executor: run.info }).await;
         let mut result = match run.function.run(task, run.info.attempts, run.limits.max_time).await {
-            Ok(result) => self.replace_result(Trigger::TaskExecutorRunTask, run.info, result).await,
+            Ok(result) => self.replace_result(run, Trigger::TaskExecutorRunTask, result).await,
             Err(error) => match self.ask_plugins(run, task, error).await? {
                 Resolved::Result(result) => result,
                 Resolved::Ended(ended) => return Ok(ended),
             },
         };
-        self.fire(Trigger::TaskExecutorAfterExecute, &ExecutorKwargs { task_executor: run.info }).await;
-        result = self.replace_result(Trigger::TaskExecutorAfterExecuteResultReplace, run.info, result).await;
-        self.middlewares_after(run.info, task, &mut result).await?;
-        let returning = self.replace_result(Trigger::TaskExecutorDecode, run.info, result).await;
+        self.fire(run, Trigger::TaskExecutorAfterExecute, &ExecutorKwargs { task_executor: run.info }).await;
+        result = self.replace_result(run, Trigger::TaskExecutorAfterExecuteResultReplace, result).await;
+        self.middlewares_after(run, task, &mut result).await?;
+        let returning = self.replace_result(run, Trigger::TaskExecutorDecode, result).await;
         Ok(Ended::Success { returning })
     }
 
-    async fn fire(&self, trigger: Trigger, kwargs: &(impl Serialize + Sync)) -> Dispatched {
-        self.dispatcher.fire(trigger, kwargs).await
+    /// Fires one step's trigger. Who answered or failed is kept with the run; who passed is not worth a line at every step.
+    async fn fire(&self, run: &mut Run<'_>, trigger: Trigger, kwargs: &(impl Serialize + Sync)) -> Dispatched {
+        let mut dispatched = self.dispatcher.fire(trigger, kwargs).await;
+        let told = dispatched.decisions.drain(..).filter(|decision| decision.outcome != OutcomeKind::Pass);
+        run.decisions.extend(told);
+        dispatched
     }
 
-    async fn middlewares_before(&self, info: ExecutorInfo, task: &mut Task) -> Result<(), TaskError> {
+    async fn middlewares_before(&self, run: &mut Run<'_>, task: &mut Task) -> Result<(), TaskError> {
         for middleware in &self.middlewares {
             middleware.before(task).await?;
         }
-        self.fire_middlewares(info, "middlewares_before").await;
+        self.fire_middlewares(run, "middlewares_before").await;
         Ok(())
     }
 
-    async fn middlewares_after(&self, info: ExecutorInfo, task: &Task, result: &mut Box<RawValue>) -> Result<(), TaskError> {
+    async fn middlewares_after(&self, run: &mut Run<'_>, task: &Task, result: &mut Box<RawValue>) -> Result<(), TaskError> {
         for middleware in &self.middlewares {
             middleware.after(task, result).await?;
         }
-        self.fire_middlewares(info, "middlewares_after").await;
+        self.fire_middlewares(run, "middlewares_after").await;
         Ok(())
     }
 
-    async fn fire_middlewares(&self, info: ExecutorInfo, key: &'static str) {
+    async fn fire_middlewares(&self, run: &mut Run<'_>, key: &'static str) {
         let trigger = Trigger::TaskExecutorMiddlewaresExecute;
         if self.dispatcher.has_subscribers(trigger) {
             let names: Vec<&str> = self.middlewares.iter().map(|middleware| middleware.name()).collect();
-            let kwargs = serde_json::json!({"task_executor": info, key: names});
-            self.fire(trigger, &kwargs).await;
+            let kwargs = serde_json::json!({"task_executor": run.info, key: names});
+            self.fire(run, trigger, &kwargs).await;
         }
     }
 
-    async fn replace_arguments(&self, info: ExecutorInfo, task: &mut Task) -> Result<(), TaskError> {
+    async fn replace_arguments(&self, run: &mut Run<'_>, task: &mut Task) -> Result<(), TaskError> {
         #[derive(Serialize)]
         struct Kwargs<'a> {
             task_executor: ExecutorInfo,
@@ -246,8 +250,8 @@ impl TaskExecutor {
             kw: &'a RawValue,
             args_info: [(); 0],
         }
-        let kwargs = Kwargs { task_executor: info, args: &task.args, kw: &task.kwargs, args_info: [] };
-        let mut replaced = self.fire(Trigger::TaskExecutorArgsReplace, &kwargs).await;
+        let kwargs = Kwargs { task_executor: run.info, args: &task.args, kw: &task.kwargs, args_info: [] };
+        let mut replaced = self.fire(run, Trigger::TaskExecutorArgsReplace, &kwargs).await;
         if replaced.answer.is_some() {
             let args = replaced.take("args").map_or_else(|| Arc::clone(&task.args), Arc::from);
             let kwargs = replaced.take("kw").map_or_else(|| Arc::clone(&task.kwargs), Arc::from);
@@ -256,8 +260,8 @@ impl TaskExecutor {
         Ok(())
     }
 
-    async fn replace_result(&self, trigger: Trigger, info: ExecutorInfo, result: Box<RawValue>) -> Box<RawValue> {
-        let mut replaced = self.fire(trigger, &ResultKwargs { task_executor: info, result: &result }).await;
+    async fn replace_result(&self, run: &mut Run<'_>, trigger: Trigger, result: Box<RawValue>) -> Box<RawValue> {
+        let mut replaced = self.fire(run, trigger, &ResultKwargs { task_executor: run.info, result: &result }).await;
         replaced.take("result").unwrap_or(result)
     }
 
@@ -275,8 +279,8 @@ impl TaskExecutor {
             task_broker: task,
             e: &body,
         };
-        let dispatched = self.fire(Trigger::TaskExecutorRunTaskTriggerError, &kwargs).await;
-        run.decisions = dispatched.decisions;
+        let mut dispatched = self.dispatcher.fire(Trigger::TaskExecutorRunTaskTriggerError, &kwargs).await;
+        run.decisions.append(&mut dispatched.decisions);
         let resolved = match dispatched.answer {
             Some((answered, resolution)) => self.resolve(run.info, answered, &body).zip(Some(resolution)),
             None => None,
@@ -306,7 +310,7 @@ impl TaskExecutor {
         }
     }
 
-    async fn close(&self, run: &Run<'_>, task: &Task) {
+    async fn close(&self, run: &mut Run<'_>, task: &Task) {
         #[derive(Serialize)]
         struct Kwargs<'a> {
             task_executor: ExecutorInfo,
@@ -315,7 +319,7 @@ impl TaskExecutor {
         }
         let task_func = FunctionInfo { name: run.function.name(), provided_by: run.function.provided_by() };
         let kwargs = Kwargs { task_executor: run.info, task_func, task_broker: task };
-        self.fire(Trigger::TaskExecutorTaskClose, &kwargs).await;
+        self.fire(run, Trigger::TaskExecutorTaskClose, &kwargs).await;
     }
 }
 
@@ -349,6 +353,11 @@ impl Run<'_> {
 }
 
 impl Execution {
+    /// A run that ended in a panic outside of the task's own body.
+    pub(crate) fn panicked(payload: &(dyn std::any::Any + Send)) -> Self {
+        Self::failed(panicked(payload).into_body(), Instant::now())
+    }
+
     fn failed(error: Box<ErrorBody>, begun: Instant) -> Self {
         Self {
             original_error: Some(error.clone()),

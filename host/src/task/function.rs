@@ -3,7 +3,7 @@
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use qtasks_plugin_api::{
@@ -92,10 +92,15 @@ impl TaskFunction {
             return flatten(guard(|| body(&context, task.args.get(), task.kwargs.get())));
         }
         if let Body::Plugin(provided) = &self.body {
+            let begun = Instant::now();
             // The plugin's own deadline, which also ends a process that does not end by itself.
             let returned = run_in_plugin(provided, task, run, max_time).await;
-            let late = matches!(&returned, Err(TaskError::Other(error)) if error.kind == DEADLINE_ERROR);
-            return if late { Err(timed_out(&self.name, max_time.unwrap_or_default())) } else { returned };
+            // Not by the type alone: a task may raise an error that is called so.
+            let late = max_time.filter(|limit| begun.elapsed() >= *limit);
+            return match (&returned, late) {
+                (Err(TaskError::Other(error)), Some(limit)) if error.kind == DEADLINE_ERROR => Err(timed_out(&self.name, limit)),
+                _ => returned,
+            };
         }
         let flag = CancelFlag::new();
         let mut running = Cancelling { flag: flag.clone(), armed: true };
@@ -155,7 +160,7 @@ fn flatten<T>(guarded: Result<Result<T, TaskError>, Box<ErrorBody>>) -> Result<T
     guarded.unwrap_or_else(|panic| Err(TaskError::Other(panic)))
 }
 
-fn panicked(payload: &(dyn std::any::Any + Send)) -> TaskError {
+pub(super) fn panicked(payload: &(dyn std::any::Any + Send)) -> TaskError {
     let message = payload
         .downcast_ref::<&str>()
         .map(|text| (*text).to_owned())

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use crate::plugin::settings::usable;
+
 /// What a run of a task gives: its result as JSON text.
 pub(super) type Returned = Result<Box<RawValue>, TaskError>;
 
@@ -57,7 +59,7 @@ pub enum TaskModelError {
     #[error("uuid {0} has version {1}; expected version 4, which is what QTasks reads")]
     UuidVersion(Uuid, usize),
     /// A time that is none.
-    #[error("max_time {0} is no time: expected a number of seconds above 0")]
+    #[error("max_time {0} is no time: expected a number of seconds above 0, ten years at most")]
     MaxTime(f64),
     /// No attempt at all.
     #[error("attempts is 0; expected at least 1")]
@@ -142,8 +144,7 @@ impl Task {
             task.uuid = uuid;
         }
         if let Some(seconds) = line.max_time {
-            let time = Duration::try_from_secs_f64(seconds).ok().filter(|time| !time.is_zero());
-            task.max_time = Some(time.ok_or(TaskModelError::MaxTime(seconds))?);
+            task.max_time = Some(usable(seconds).ok_or(TaskModelError::MaxTime(seconds))?);
         }
         if line.attempts == Some(0) {
             return Err(TaskModelError::Attempts);
@@ -219,6 +220,7 @@ mod tests {
             (r#"{"task": "a", "kwargs": 3}"#, "kwargs is 3; expected a JSON object"),
             (r#"{"task": "a", "uuid": "0b6aecd7-8c0a-7b33-8a4c-0f3ba6a9a3a5"}"#, "version 7; expected version 4"),
             (r#"{"task": "a", "max_time": 0}"#, "max_time 0 is no time"),
+            (r#"{"task": "a", "max_time": 1e19}"#, "ten years at most"),
             (r#"{"task": "a", "attempts": 0}"#, "expected at least 1"),
             (r#"{"task": "a", "priority": 1.5}"#, "expected i64"),
         ] {

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use qtasks_plugin_api::manifest::Mode;
-use qtasks_plugin_api::{ErrorBody, Trigger};
+use qtasks_plugin_api::{ErrorBody, Trigger, bounds};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -91,7 +91,7 @@ impl Dispatcher {
         let mut kwargs = match to_json(kwargs) {
             Ok(text) => Kwargs::Own(text),
             Err(error) => {
-                tracing::error!(%trigger, "the event's kwargs have no JSON form, no plugin was asked: {error}");
+                tracing::error!(%trigger, "the event cannot be sent, no plugin was asked: {error}");
                 return Dispatched::default();
             }
         };
@@ -156,6 +156,10 @@ fn to_json(kwargs: &impl Serialize) -> serde_json::Result<String> {
     const USUAL_EVENT_BYTES: usize = 768;
     let mut text = Vec::with_capacity(USUAL_EVENT_BYTES);
     serde_json::to_writer(&mut text, kwargs)?;
+    if text.len() > bounds::MAX_BYTES {
+        let (found, most) = (text.len(), bounds::MAX_BYTES);
+        return Err(serde::ser::Error::custom(format_args!("{found} bytes, at most {most} are sent")));
+    }
     String::from_utf8(text).map_err(serde::ser::Error::custom)
 }
 

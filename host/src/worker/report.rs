@@ -60,7 +60,7 @@ pub struct TaskReport {
     /// Which plugin decided, and how.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resolved_by: Option<Resolution>,
-    /// Each plugin that was asked about the error of the last attempt.
+    /// Of the last attempt: each plugin that was asked about the error, and each that answered or failed at another step.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub decisions: Vec<Decision>,
 }

@@ -67,9 +67,17 @@ impl<P: Export, const LIBRARY: bool> Module<P, LIBRARY> {
 struct Instance<P> {
     plugin: Arc<P>,
     host: Host,
-    running: Mutex<HashMap<u64, Running>>,
+    running: Arc<RunningCalls>,
     #[cfg(feature = "async")]
     runtime: Option<runtime::Runtime>,
+}
+
+/// The calls that can be cancelled, by id. Shared with the async ones, which may outlive the instance.
+type RunningCalls = Mutex<HashMap<u64, Running>>;
+
+/// Nothing panics while the lock is held, and a map is whole at any time.
+fn lock(running: &RunningCalls) -> MutexGuard<'_, HashMap<u64, Running>> {
+    running.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A call that can be cancelled.
@@ -81,8 +89,7 @@ struct Running {
 
 impl<P> Instance<P> {
     fn running(&self) -> MutexGuard<'_, HashMap<u64, Running>> {
-        // Nothing panics while the lock is held, and a map is whole at any time.
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.running)
     }
 
     fn begin(&self, id: u64) -> Begun<'_, P> {
@@ -146,7 +153,7 @@ fn create_instance<P: Export, const LIBRARY: bool>(init: &str, host: AbiHost) ->
     Ok(Box::new(Instance {
         plugin: Arc::new(P::create(config, host.clone())?),
         host,
-        running: Mutex::default(),
+        running: Arc::default(),
         #[cfg(feature = "async")]
         runtime,
     }))
@@ -230,15 +237,10 @@ extern "C" fn call_async<P: Export>(pointer: *const (), call: AbiCall<'_>, compl
             host: instance.host.clone(),
         };
         let future = run(Arc::clone(&instance.plugin), call);
-        // The call ends in `forget`, on the runtime's thread: the host destroys an instance only after its calls have ended.
+        // The call ends in `forget`, on the runtime's thread.
         std::mem::forget(begun);
-        let address = pointer as usize;
-        let forget = move || {
-            let pointer = std::ptr::with_exposed_provenance::<()>(address);
-            // SAFETY: runs before the completion tells the host that the call ended, so before `destroy`.
-            let instance = unsafe { instance_behind::<P>(pointer) };
-            instance.running().remove(&id);
-        };
+        let running = Arc::clone(&instance.running);
+        let forget = move || drop(lock(&running).remove(&id));
         let task = runtime.spawn(future, forget, completion);
         if let Some(running) = instance.running().get_mut(&id) {
             running.task = Some(task);

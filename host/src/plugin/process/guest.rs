@@ -19,6 +19,7 @@ use super::frame::{self, Frame, FrameError, Kind};
 use super::sandbox::{self, Limits, SandboxLevel};
 use crate::plugin::library;
 use crate::plugin::outcome::checked;
+use crate::plugin::verdicts::this_host;
 use crate::shown::shown;
 
 /// The one argument with which the host's executable becomes a guest.
@@ -50,6 +51,9 @@ pub(crate) struct Start {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Report {
     pub(crate) nonce: String,
+    /// Version and ABI of the guest: a verdict of another version says nothing about this one.
+    #[serde(default)]
+    pub(crate) host: String,
     pub(crate) sandbox: SandboxLevel,
     /// What loading changed in the process: `threads: 1 → 2`.
     pub(crate) side_effects: Vec<String>,
@@ -85,7 +89,7 @@ fn serve() -> Result<(), String> {
     let sandbox = sandbox::enter(&start.limits)?;
     // Not before: the sandbox holds for this thread and those that it begins later, and a library may make any thread run its code.
     watch_for_the_host(&socket).map_err(|error| format!("cannot watch the host: {error}"))?;
-    let mut report = Report { nonce: start.nonce.clone(), sandbox, side_effects: Vec::new(), refused: None };
+    let mut report = Report { nonce: start.nonce.clone(), host: this_host(), sandbox, side_effects: Vec::new(), refused: None };
     let loaded = load(&start, &library, &writer, &mut report.side_effects);
     let instance = match loaded {
         Ok(instance) => instance,
@@ -147,8 +151,10 @@ fn watch_for_the_host(socket: &UnixStream) -> io::Result<()> {
         // There is room for it, and somebody who waits.
         let _ = begun.send(());
         while poll(&mut watched, None).is_err() {}
-        // The group is this process's own: the host started it so.
-        let _ = rustix::process::kill_current_process_group(rustix::process::Signal::KILL);
+        // The group that the host started it in, and not the one that a plugin may have moved it to.
+        let me = rustix::process::getpid();
+        let _ = rustix::process::kill_process_group(me, rustix::process::Signal::KILL);
+        let _ = rustix::process::kill_process(me, rustix::process::Signal::KILL);
     })?;
     begins.recv().map_err(io::Error::other)
 }
@@ -237,9 +243,11 @@ fn answer_call(
             });
         }
         Mode::Async => {
-            let writer = Arc::clone(writer);
+            let (writer, kept) = (Arc::clone(writer), Arc::clone(instance));
             instance.call_async(id, call.entry, call.name, call.input, move |received| {
                 writer.send(&frame::encode_outcome(id, &checked(received)));
+                // Only now: the call needs its plugin until it has ended.
+                drop(kept);
             });
         }
     }

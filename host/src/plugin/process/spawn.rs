@@ -13,8 +13,10 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::frame::{self, Frame, FrameError, Kind};
-use super::guest::{GUEST_ARGUMENT, Report, Start};
+use crate::plugin::verdicts::this_host;
 use crate::shown::shown;
+
+use super::guest::{GUEST_ARGUMENT, Report, Start};
 
 /// A running guest. Dropping it kills its whole process group.
 #[derive(Debug)]
@@ -22,6 +24,8 @@ pub(crate) struct Guest {
     child: Child,
     socket: UnixStream,
     nonce: String,
+    /// For messages.
+    program: String,
     /// Its status was taken: from then on its number may be another process's.
     reaped: bool,
 }
@@ -95,7 +99,8 @@ impl Guest {
             .map_err(|error| GuestError::Spawn { program: shown(program).to_string(), reason: error.to_string() })?;
         // The command keeps the guest's end of the socket open until it is dropped, and with it the end of the stream hidden.
         drop(command);
-        let mut guest = Self { child, socket: ours, nonce: start.nonce.clone(), reaped: false };
+        let mut guest =
+            Self { child, socket: ours, nonce: start.nonce.clone(), program: shown(program).to_string(), reaped: false };
         guest.send_start(library, start)?;
         Ok(guest)
     }
@@ -144,6 +149,12 @@ impl Guest {
             self.kill();
             return Err(GuestError::Nonsense("a report without the nonce of this start".to_owned()));
         }
+        if report.host != this_host() {
+            self.kill();
+            let found = if report.host.is_empty() { "another version" } else { &report.host };
+            let reason = format!("it is {found}, this host is {}", this_host());
+            return Err(GuestError::Spawn { program: self.program.clone(), reason });
+        }
         match report.refused {
             Some((code, reason)) => Err(GuestError::Refused { code, reason }),
             None => Ok(report),
@@ -151,12 +162,7 @@ impl Guest {
     }
 
     fn next_frame(&mut self, until: Instant) -> Result<Frame, FrameError> {
-        let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::Error::from(io::ErrorKind::TimedOut).into());
-        }
-        self.socket.set_read_timeout(Some(left))?;
-        frame::read(&mut self.socket)
+        frame::read(&mut Until { socket: &self.socket, until })
     }
 
     /// How it ended, once its socket is closed. A guest that closed the socket and lives on is killed at the deadline.
@@ -174,11 +180,18 @@ impl Guest {
         let ended = rustix::process::pidfd_open(self.pid()?, rustix::process::PidfdFlags::empty());
         if let Ok(pidfd) = ended {
             let mut waited = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
-            let left = until.saturating_duration_since(Instant::now());
-            let timeout = rustix::event::Timespec::try_from(left).ok();
-            if !matches!(rustix::event::poll(&mut waited, timeout.as_ref()), Ok(1)) {
-                self.kill();
-                return None;
+            loop {
+                let left = until.saturating_duration_since(Instant::now());
+                let timeout = rustix::event::Timespec::try_from(left).ok();
+                match rustix::event::poll(&mut waited, timeout.as_ref()) {
+                    Ok(1) => break,
+                    // A signal to this thread says nothing about the guest.
+                    Err(rustix::io::Errno::INTR) => {}
+                    _ => {
+                        self.kill();
+                        return None;
+                    }
+                }
             }
         }
         self.reap()
@@ -188,6 +201,8 @@ impl Guest {
     fn reap(&mut self) -> Option<ExitStatus> {
         if !self.reaped {
             self.kill_group();
+            // By its own number too: it may have left its group.
+            let _ = self.child.kill();
             self.reaped = true;
         }
         self.child.wait().ok()
@@ -241,6 +256,24 @@ impl Guest {
     /// What it prints.
     pub(crate) fn take_output(&mut self) -> (Option<std::process::ChildStdout>, Option<std::process::ChildStderr>) {
         (self.child.stdout.take(), self.child.stderr.take())
+    }
+}
+
+/// A socket that is read until a moment, however small the pieces are in which something comes.
+struct Until<'a> {
+    socket: &'a UnixStream,
+    until: Instant,
+}
+
+impl Read for Until<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.socket.set_read_timeout(Some(left))?;
+        let mut socket = self.socket;
+        socket.read(buffer)
     }
 }
 

@@ -20,6 +20,7 @@ use super::guest::{LoggedLine, Start};
 use super::sandbox::SandboxLevel;
 use super::spawn::{Guest, GuestError, describe, nonce};
 use crate::plugin::bytes::SealedLibrary;
+use crate::plugin::load_error::chain;
 use crate::plugin::outcome::{CRASH_ERROR, DEADLINE_ERROR, Outcome, TRIPPED_ERROR, failed};
 use crate::plugin::services::TracingServices;
 use crate::plugin::verdicts::{QuarantineKind, Subject, Verdicts};
@@ -60,6 +61,8 @@ pub(crate) struct Isolated {
 struct State {
     connection: Arc<Connection>,
     failures: VecDeque<Instant>,
+    /// Set once an end of the process is counted, until it runs again.
+    not_before: Option<Instant>,
     tripped: Option<String>,
 }
 
@@ -97,7 +100,7 @@ impl Isolated {
             tracing::warn!(plugin = %recipe.start.init.plugin, ?sandbox, "this kernel does not enforce the whole sandbox");
         }
         let connection = Connection::new(guest, &recipe.start.init.plugin)?;
-        let state = State { connection, failures: VecDeque::new(), tripped: None };
+        let state = State { connection, failures: VecDeque::new(), not_before: None, tripped: None };
         Ok(Self { recipe, state: tokio::sync::Mutex::new(state) })
     }
 
@@ -111,7 +114,8 @@ impl Isolated {
         input: &str,
         deadline: Option<Duration>,
     ) -> Outcome {
-        let until = deadline.map(|deadline| tokio::time::Instant::now() + deadline);
+        // A deadline beyond what a clock can say is none.
+        let until = deadline.and_then(|deadline| tokio::time::Instant::now().checked_add(deadline));
         let connection = match self.connection(until).await {
             Ok(connection) => connection,
             Err(error) => return Outcome::Failed(error),
@@ -122,8 +126,10 @@ impl Isolated {
         match tokio::time::timeout_at(until, &mut call).await {
             Ok(outcome) => outcome,
             Err(_) => {
-                connection.send(&frame::encode(Kind::Cancel, id, &[])).await;
-                if tokio::time::timeout(GRACE, &mut call).await.is_err() {
+                let cancel = frame::encode(Kind::Cancel, id, &[]);
+                // Together: the call may still be writing its own frame, and hold what the other has to wait for.
+                let told = async { tokio::join!(connection.send(&cancel), &mut call) };
+                if tokio::time::timeout(GRACE, told).await.is_err() {
                     connection.end(format!("was killed: a call of {name} missed its deadline and did not end when told")).await;
                 }
                 let seconds = deadline.unwrap_or_default().as_secs_f64();
@@ -151,37 +157,61 @@ impl Isolated {
     }
 
     async fn restart(&self, state: &mut State, ended: &str) -> Result<Arc<Connection>, Box<ErrorBody>> {
-        let plugin = &self.recipe.start.init.plugin;
         let mut reason = ended.to_owned();
         loop {
             let now = Instant::now();
-            state.failures.push_back(now);
-            while state.failures.front().is_some_and(|first| now.duration_since(*first) > WINDOW) {
-                state.failures.pop_front();
-            }
-            if state.failures.len() >= FAILURES {
-                let tripped =
-                    format!("set aside after {FAILURES} failures within {} s; the last: its process {reason}", WINDOW.as_secs());
-                tracing::error!(%plugin, "{tripped}");
-                let Recipe { verdicts, subject, .. } = &self.recipe;
-                // The next start refuses these bytes; that they could not be noted costs it the same failures again.
-                if let Err(error) = verdicts.quarantine(subject, QuarantineKind::RepeatedFailure, tripped.clone()) {
-                    tracing::error!(%plugin, "{error}");
-                }
-                state.tripped = Some(tripped.clone());
-                return Err(error(TRIPPED_ERROR, tripped));
-            }
-            let wait = FIRST_WAIT * 2u32.saturating_pow(u32::try_from(state.failures.len() - 1).unwrap_or(u32::MAX));
-            tracing::warn!(%plugin, seconds = wait.as_secs_f64(), "its process {reason}; it is started again");
-            tokio::time::sleep(wait).await;
+            // Once for each end: a caller that gave up while it waited has counted it, and the next one waits on.
+            let Some(not_before) = state.not_before else {
+                self.count_failure(state, now, &reason)?;
+                continue;
+            };
+            tokio::time::sleep_until(not_before.into()).await;
             match self.start_again().await {
                 Ok(connection) => {
                     state.connection = Arc::clone(&connection);
+                    state.not_before = None;
                     return Ok(connection);
                 }
-                Err(error) => reason = format!("did not come up again: {error}"),
+                // The host's own trouble says nothing about the plugin.
+                Err(GuestError::Spawn { program, reason }) => {
+                    state.not_before = Some(now + FIRST_WAIT);
+                    return Err(error(CRASH_ERROR, format!("the guest program {program} cannot be started: {reason}")));
+                }
+                Err(GuestError::Host(reason)) => {
+                    state.not_before = Some(now + FIRST_WAIT);
+                    return Err(error(CRASH_ERROR, format!("the plugin's process cannot be started: {reason}")));
+                }
+                Err(error) => {
+                    reason = format!("did not come up again: {error}");
+                    state.not_before = None;
+                }
             }
         }
+    }
+
+    /// Notes one end of the process, and when it may be started again; trips the plugin when there were too many.
+    fn count_failure(&self, state: &mut State, now: Instant, reason: &str) -> Result<(), Box<ErrorBody>> {
+        let plugin = &self.recipe.start.init.plugin;
+        state.failures.push_back(now);
+        while state.failures.front().is_some_and(|first| now.duration_since(*first) > WINDOW) {
+            state.failures.pop_front();
+        }
+        if state.failures.len() >= FAILURES {
+            let tripped =
+                format!("set aside after {FAILURES} failures within {} s; the last: its process {reason}", WINDOW.as_secs());
+            tracing::error!(%plugin, "{tripped}");
+            let Recipe { verdicts, subject, .. } = &self.recipe;
+            // The next start refuses these bytes; that they could not be noted costs it the same failures again.
+            if let Err(error) = verdicts.quarantine(subject, QuarantineKind::RepeatedFailure, tripped.clone()) {
+                tracing::error!(%plugin, "{}", chain(&error));
+            }
+            state.tripped = Some(tripped.clone());
+            return Err(error(TRIPPED_ERROR, tripped));
+        }
+        let wait = FIRST_WAIT * 2u32.saturating_pow(u32::try_from(state.failures.len() - 1).unwrap_or(u32::MAX));
+        tracing::warn!(%plugin, seconds = wait.as_secs_f64(), "its process {reason}; it is started again");
+        state.not_before = Some(now + wait);
+        Ok(())
     }
 
     async fn start_again(&self) -> Result<Arc<Connection>, GuestError> {
@@ -260,6 +290,9 @@ impl Connection {
     }
 
     async fn call(self: &Arc<Self>, id: u64, frame: Vec<u8>) -> Outcome {
+        if frame.len() > frame::MAX_FRAME {
+            return failed("TooLong", format!("the call has {} bytes, at most {} are sent", frame.len(), frame::MAX_FRAME));
+        }
         let (sender, receiver) = oneshot::channel();
         {
             let mut pending = self.pending();
