@@ -147,3 +147,10 @@ async fn beyond_max_time_a_command_is_killed_with_everything_it_started() {
     alive.expect("read").read_to_string(&mut rest).expect("the FIFO can be read");
     assert_eq!(rest, "");
 }
+
+#[tokio::test]
+async fn what_a_command_leaves_behind_ends_with_it() {
+    // The one left behind holds standard output open: without its end there would be no result.
+    let app = script("while :; do sleep 1000; done & echo 1", &[]).await;
+    assert_eq!(returning(&app.run("script", json!([]), json!({})).await), "1");
+}

@@ -449,3 +449,55 @@ async fn settings_for_a_task_that_nobody_provides_name_the_nearest() {
     let error = started.expect_err("the application does not start").to_string();
     assert_says(&error, &["[tasks.penguin_ratio]: nobody provides a task of this name", "did you mean `penguin_ratios`?"]);
 }
+
+#[tokio::test]
+async fn each_attempt_begins_with_the_arguments_that_the_task_came_with() {
+    let seen: Arc<std::sync::Mutex<Vec<Vec<Value>>>> = Arc::default();
+    let sees = Arc::clone(&seen);
+    let app = TestApp::with(&[])
+        .start_with(|app| {
+            app.middleware(Marks("mark", None));
+            app.inline_task("fail", move |_ctx, args: Vec<Value>, (): ()| {
+                sees.lock().expect("nobody panics").push(args);
+                Err::<(), _>(TaskError::from("again"))
+            });
+        })
+        .await;
+    let report = app.run_line(r#"{"task": "fail", "args": [1], "attempts": 3}"#).await;
+    assert_eq!((report.status, report.attempt), (Status::Error, 3));
+    assert_eq!(*seen.lock().expect("nobody panics"), vec![vec![json!(1), json!("mark")]; 3]);
+}
+
+/// Panics where nobody guards it.
+struct Panics;
+
+impl Middleware for Panics {
+    fn name(&self) -> &str {
+        "panics"
+    }
+
+    fn before<'a>(&'a self, _task: &'a mut Task) -> BoxFuture<'a, Result<(), TaskError>> {
+        panic!("the middleware panics")
+    }
+}
+
+#[tokio::test]
+async fn a_panic_of_a_middleware_is_the_error_of_its_task_and_the_worker_goes_on() {
+    let app = TestApp::with(&[])
+        .start_with(|app| {
+            app.middleware(Panics);
+            app.inline_task("add", |_ctx, (a, b): (i64, i64), (): ()| Ok::<_, TaskError>(a + b));
+        })
+        .await;
+    let broker = Arc::new(qtasks_host::broker::MemoryBroker::new(4));
+    for _ in 0..3 {
+        broker.add(Task::new("add").expect("a name")).await.expect("room");
+    }
+    broker.close();
+    let (sender, mut reports) = tokio::sync::mpsc::channel(4);
+    app.running.worker().run(broker, sender).await;
+    for _ in 0..3 {
+        let error = reports.recv().await.expect("every task has its report").error.expect("an error");
+        assert_eq!((&*error.kind, &*error.message), ("Panic", "the middleware panics"));
+    }
+}
