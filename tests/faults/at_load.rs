@@ -10,6 +10,8 @@ faults! {
     constructor_exits_0: "a constructor calls `exit(0)`" => "quarantined as `crash`: an exit code is no report";
     constructor_exits_at_once: "a constructor calls `_exit(0)`" => "quarantined as `crash`: an exit code is no report";
     constructor_sleeps_for_ever: "a constructor sleeps for ever" => "killed at the probe's deadline, quarantined as `time-out`";
+    constructor_joins_the_hosts_group: "a constructor moves its process to the host's group, and sleeps" => "killed at the probe's deadline all the same, quarantined as `time-out`";
+    constructor_drips: "a constructor writes to the host's socket, a byte now and then" => "killed at the probe's deadline all the same, quarantined as `time-out`";
     constructor_spins: "a constructor spins" => "killed at the probe's deadline, quarantined as `time-out`";
     constructor_deadlocks_the_loader: "a constructor waits for a thread that calls `dlopen`" => "killed at the probe's deadline, quarantined as `time-out`";
     constructor_prints_a_lot: "a constructor prints 256 MiB" => "it fills its pipe and waits: killed at the probe's deadline, quarantined as `time-out`";
@@ -81,6 +83,14 @@ fn constructor_exits_at_once() {
 
 fn constructor_sleeps_for_ever() {
     hangs("constructor_sleeps_for_ever");
+}
+
+fn constructor_joins_the_hosts_group() {
+    hangs("constructor_joins_the_hosts_group");
+}
+
+fn constructor_drips() {
+    hangs("constructor_drips");
 }
 
 fn constructor_spins() {
