@@ -7,6 +7,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::os::fd::IntoRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -68,7 +69,8 @@ fn time(raw: &[PathBuf], cold: &[PathBuf], warm: &[PathBuf], state_dir: &Path) {
         let begun = Instant::now();
         let bytes = std::fs::read(raw).expect("a file");
         let memfd = rustix::fs::memfd_create("bench", rustix::fs::MemfdFlags::CLOEXEC).expect("memory");
-        std::fs::File::from(memfd).write_all(&bytes).expect("room");
+        let mut sealed = std::fs::File::from(memfd);
+        sealed.write_all(&bytes).expect("room");
         let digest = sha2::Sha256::digest(&bytes);
         timed(&mut round.parts, begun);
         std::hint::black_box(digest);
@@ -77,6 +79,12 @@ fn time(raw: &[PathBuf], cold: &[PathBuf], warm: &[PathBuf], state_dir: &Path) {
         let begun = Instant::now();
         dlopen(raw);
         timed(&mut round.dlopen, begun);
+
+        // Beside it the same bytes from memory, as the host opens them. The descriptor stays open, so that no name comes twice.
+        let path = PathBuf::from(format!("/proc/self/fd/{}", sealed.into_raw_fd()));
+        let begun = Instant::now();
+        dlopen(&path);
+        timed(&mut round.dlopen_memfd, begun);
 
         let inspected = inspect(cold);
         let begun = Instant::now();
@@ -100,9 +108,10 @@ fn time(raw: &[PathBuf], cold: &[PathBuf], warm: &[PathBuf], state_dir: &Path) {
     assert_eq!(registry.plugins().len(), 2 * COPIES);
 
     type Part = fn(&Round) -> Duration;
-    let figures: [(&str, Part); 5] = [
+    let figures: [(&str, Part); 6] = [
         ("read_memfd_hash", |round| round.parts),
         ("dlopen", |round| round.dlopen),
+        ("dlopen_memfd", |round| round.dlopen_memfd),
         ("load", |round| round.load),
         ("stages_before_load", |round| round.stages),
         ("load_with_warm_verdict", |round| round.warm_load),
@@ -115,6 +124,8 @@ fn time(raw: &[PathBuf], cold: &[PathBuf], warm: &[PathBuf], state_dir: &Path) {
         median(rounds.iter().map(|round| (left(round) + registering).div_duration_f64(right(round))))
     };
     ratio("load_over_dlopen", over(&|round| round.load, &|round| round.dlopen));
+    ratio("load_over_dlopen_memfd", over(&|round| round.load, &|round| round.dlopen_memfd));
+    ratio("warm_load_over_dlopen_memfd", over(&|round| round.warm_load, &|round| round.dlopen_memfd));
     ratio("warm_load_over_dlopen", over(&|round| round.warm_load, &|round| round.dlopen));
     ratio("staged_load_over_parts", over(&|round| round.stages + round.warm_load, &|round| round.parts + round.dlopen));
 }
@@ -124,6 +135,7 @@ fn time(raw: &[PathBuf], cold: &[PathBuf], warm: &[PathBuf], state_dir: &Path) {
 struct Round {
     parts: Duration,
     dlopen: Duration,
+    dlopen_memfd: Duration,
     load: Duration,
     stages: Duration,
     warm_load: Duration,
