@@ -33,8 +33,8 @@ pub(super) struct Record {
     pub(super) path: PathBuf,
     pub(super) digest: Digest,
     /// `signal 11`, or `exit`.
-    #[serde(default)]
-    pub(super) cause: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) cause: Option<String>,
 }
 
 thread_local! {
@@ -44,12 +44,9 @@ thread_local! {
 impl Culprit {
     /// Makes the mark of a plugin. Its memory stays until the process ends.
     pub(super) fn leak(plugin: &str, version: &str, path: &Path, digest: Digest) -> &'static Self {
-        let record = Record { plugin: plugin.to_owned(), path: path.to_owned(), digest, cause: String::new() };
-        let mut record = serde_json::to_value(record).unwrap_or_default();
-        if let Some(members) = record.as_object_mut() {
-            members.remove("cause");
-        }
-        let mut record = record.to_string();
+        let record = Record { plugin: plugin.to_owned(), path: path.to_owned(), digest, cause: None };
+        // A record of texts always has a JSON form.
+        let mut record = serde_json::to_string(&record).unwrap_or_default();
         record.pop();
         Box::leak(Box::new(Self { name: format!("plugin {plugin} {version} ({})", shown(path)), record }))
     }

@@ -269,6 +269,7 @@ impl Loader<'_> {
     fn quarantine_culprits(&self) {
         let verdicts = Verdicts::new(&self.policy.state_dir);
         for Record { plugin, path, digest, cause } in culprit::take_records(&self.policy.state_dir) {
+            let cause = cause.unwrap_or_else(|| "no cause is on record".to_owned());
             let evidence = format!("the host ended ({cause}) while it ran code of this plugin");
             let subject = Subject { digest, path, plugin };
             if let Err(error) = verdicts.quarantine(&subject, QuarantineKind::KilledTheHost, evidence) {
