@@ -316,8 +316,11 @@ impl Verdicts {
             // The owner's alone, whatever the umask: a verdict that others may write to is not believed when it is read.
             let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
             file.write_all(&json)?;
-            // Only what is on the disk survives a power cut, which is what `probing` is for.
-            file.sync_all()?;
+            // Only what is on the disk survives a power cut, which is what `probing` is for. A good verdict that is lost costs
+            // another probe.
+            if entry.state != State::Good {
+                file.sync_all()?;
+            }
             fs::rename(&temporary, &path)
         };
         write().map_err(|source| {
