@@ -1,9 +1,9 @@
 //! `qtasks_host` as a library: closures of every kind, plugins that are linked in, and a worker over a broker.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use qtasks_host::broker::MemoryBroker;
+use qtasks_host::broker::{MemoryBackend, Record};
 use qtasks_host::{App, Settings, StartError, Status, Task, TaskContext, TaskError, Triggers};
 use qtasks_plugin_api::{Error, Event, Host, Plugin, TriggerError, config, define_plugin};
 use serde::{Deserialize, Serialize};
@@ -241,67 +241,61 @@ async fn a_worker_runs_as_many_tasks_at_once_as_its_concurrency_says() {
             });
         })
         .await;
-    let broker = Arc::new(MemoryBroker::new(AT_ONCE));
-    for number in 0..AT_ONCE {
-        let task = Task::new("meet").and_then(|task| task.with_arguments([number], json!({}))).expect("a task");
-        broker.add(task).await.expect("room");
-    }
-    broker.close();
-    let (sender, mut receiver) = mpsc::channel(AT_ONCE);
-    app.running.worker().run(broker, sender).await;
-    let mut results = Vec::new();
-    while let Some(report) = receiver.recv().await {
-        results.push(returning(&report).to_owned());
-    }
-    results.sort();
+    let tasks =
+        (0..AT_ONCE).map(|number| Task::new("meet").and_then(|task| task.with_arguments([number], json!({}))).expect("a task"));
+    let reports = app.work_through(tasks).await;
+    let mut results: Vec<&str> = reports.iter().map(returning).collect();
+    results.sort_unstable();
     assert_eq!(results, ["0", "123", "123", "123", "123", "2", "4", "6"]);
     app.running.stop().await;
 }
 
 #[tokio::test]
 async fn a_worker_takes_higher_priorities_first_and_runs_retries_through_the_broker() {
+    let begun = Arc::new(Mutex::new(Vec::new()));
     let app = TestApp::with(&["scripted"])
         .set("plugins.scripted.config.directive = { directive = 'retry_after', seconds = 0 }")
         .set("concurrency = 1")
         .start_with(|app| {
-            app.inline_task("second_time", |ctx, (name,): (String,), (): ()| {
-                if ctx.attempt() < 2 { Err(TaskError::from(ctx.plugin_error(json!({})))) } else { Ok(name) }
+            let begun = Arc::clone(&begun);
+            app.inline_task("second_time", move |ctx, (name,): (String,), (): ()| {
+                if ctx.attempt() < 2 {
+                    begun.lock().expect("no panic under the lock").push(name);
+                    Err(TaskError::from(ctx.plugin_error(json!({}))))
+                } else {
+                    Ok(name)
+                }
             });
         })
         .await;
-    let broker = Arc::new(MemoryBroker::new(10));
-    for (name, priority) in [("low", -1), ("high", 5), ("middle", 0)] {
+    let tasks = [("low", -1), ("high", 5), ("middle", 0)].map(|(name, priority)| {
         let mut task = Task::new("second_time").and_then(|task| task.with_arguments([name], json!({}))).expect("a task");
         task.priority = priority;
-        broker.add(task).await.expect("room");
-    }
-    broker.close();
-    let (sender, mut receiver) = mpsc::channel(10);
-    app.running.worker().run(broker, sender).await;
-    let mut results = Vec::new();
-    while let Some(report) = receiver.recv().await {
-        assert_eq!(report.attempt, 2);
-        results.push(returning(&report).to_owned());
-    }
-    assert_eq!(results, [r#""high""#, r#""middle""#, r#""low""#]);
+        task
+    });
+    let reports = app.work_through(tasks).await;
+    assert_eq!(reports.iter().map(|report| report.attempt).collect::<Vec<_>>(), [2, 2, 2]);
+    assert_eq!(*begun.lock().expect("no panic under the lock"), ["high", "middle", "low"]);
 }
 
 #[tokio::test]
 async fn a_worker_whose_reports_nobody_wants_any_more_leaves_the_rest_in_the_broker() {
     let app = TestApp::with(&[])
         .set("concurrency = 1")
+        .set("drain_deadline = 0.01")
         .start_with(|app| {
             app.inline_task("nothing", |_ctx, (): (), (): ()| Ok::<_, TaskError>(()));
+            app.task("for_ever", async |_ctx, (): (), (): ()| std::future::pending::<Result<(), TaskError>>().await);
         })
         .await;
-    let broker = Arc::new(MemoryBroker::new(10));
-    for _ in 0..3 {
-        broker.add(Task::new("nothing").expect("a name")).await.expect("room");
-    }
+    let backend = Arc::new(MemoryBackend::new(10, false));
+    let store = app.running.store(Arc::<MemoryBackend>::clone(&backend));
+    let tasks = ["nothing", "for_ever", "for_ever"].map(|name| Record::new(Task::new(name).expect("a name")));
+    store.add(tasks.into()).await.expect("room");
     let (sender, receiver) = mpsc::channel(1);
     drop(receiver);
-    app.running.worker().run(Arc::clone(&broker), sender).await;
-    assert_eq!(broker.waiting(), 2);
+    let worked = app.running.worker(store).run(Some(sender)).await.expect("memory does not fail");
+    assert_eq!((backend.waiting(), worked.given_back), (2, 1));
 }
 
 #[tokio::test]

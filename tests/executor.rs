@@ -489,15 +489,9 @@ async fn a_panic_of_a_middleware_is_the_error_of_its_task_and_the_worker_goes_on
             app.inline_task("add", |_ctx, (a, b): (i64, i64), (): ()| Ok::<_, TaskError>(a + b));
         })
         .await;
-    let broker = Arc::new(qtasks_host::broker::MemoryBroker::new(4));
+    let mut reports = app.work_through((0..3).map(|_| Task::new("add").expect("a name"))).await.into_iter();
     for _ in 0..3 {
-        broker.add(Task::new("add").expect("a name")).await.expect("room");
-    }
-    broker.close();
-    let (sender, mut reports) = tokio::sync::mpsc::channel(4);
-    app.running.worker().run(broker, sender).await;
-    for _ in 0..3 {
-        let error = reports.recv().await.expect("every task has its report").error.expect("an error");
+        let error = reports.next().expect("every task has its report").error.expect("an error");
         assert_eq!((&*error.kind, &*error.message), ("Panic", "the middleware panics"));
     }
 }

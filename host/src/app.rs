@@ -8,6 +8,7 @@ use qtasks_plugin_api::{Export, TaskContext, TaskError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::broker::{Backend, BrokerError, BrokerSettings, Store};
 use crate::nearest::nearest;
 use crate::plugin::start_watch::Late;
 use crate::plugin::{
@@ -16,8 +17,9 @@ use crate::plugin::{
 };
 use crate::settings::Settings;
 use crate::shown::shown;
-use crate::task::{Middleware, TaskExecutor, TaskLimits, TaskRegistry, TaskRegistryError};
+use crate::task::{Middleware, Task, TaskExecutor, TaskLimits, TaskRegistry, TaskRegistryError, TaskReport};
 use crate::trigger::Dispatcher;
+use crate::worker::{Worker, WorkerSettings};
 
 /// Gives the plugin's name, and the plugin unless the operator disabled it.
 type LinkedIn = Box<dyn FnOnce(&Loader<'_>, &[Arc<Plugin>]) -> Result<(String, Option<Plugin>), LoadErrorKind> + Send>;
@@ -211,7 +213,7 @@ impl App {
         let tasks = tasks.complete(&registry, &settings.tasks, &settings.state_dir, settings.safe_mode)?;
         let dispatcher = Arc::new(Dispatcher::new(registry, &settings.triggers));
         let executor = Arc::new(TaskExecutor::new(tasks, dispatcher, middlewares, settings.executor()));
-        Ok(Running { executor, concurrency: settings.concurrency, reports: loaded.reports })
+        Ok(Running { executor, broker: settings.broker(), worker: settings.worker(), reports: loaded.reports })
     }
 }
 
@@ -243,7 +245,8 @@ const GRACE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Running {
     executor: Arc<TaskExecutor>,
-    concurrency: usize,
+    broker: BrokerSettings,
+    worker: WorkerSettings,
     reports: Vec<LoadReport>,
 }
 
@@ -260,14 +263,29 @@ impl Running {
         &self.executor
     }
 
-    /// A worker with the concurrency of the settings.
-    #[must_use]
-    pub fn worker(&self) -> crate::worker::Worker {
-        crate::worker::Worker::new(Arc::clone(&self.executor), self.concurrency)
+    /// Opens the broker of the settings, whose triggers go to this application's plugins.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`].
+    pub async fn open_broker(&self) -> Result<Arc<Store>, BrokerError> {
+        Ok(self.store(crate::broker::open(&self.broker).await?))
     }
 
-    /// Runs one task to its end, all its attempts.
-    pub async fn run(&self, task: crate::task::Task) -> crate::worker::TaskReport {
+    /// A backend of the application's own, whose triggers go to this application's plugins.
+    #[must_use]
+    pub fn store(&self, backend: Arc<dyn Backend>) -> Arc<Store> {
+        Arc::new(Store::new(backend, Arc::clone(self.executor.dispatcher()), Arc::clone(&self.broker.name)))
+    }
+
+    /// A worker with the limits of the settings.
+    #[must_use]
+    pub fn worker(&self, store: Arc<Store>) -> Worker {
+        Worker::new(Arc::clone(&self.executor), store, self.worker)
+    }
+
+    /// Runs one task to its end, all its attempts, with no broker.
+    pub async fn run(&self, task: Task) -> TaskReport {
         crate::worker::run_to_end(&self.executor, task).await
     }
 

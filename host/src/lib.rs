@@ -32,8 +32,7 @@ pub use app::{App, Running, StartError};
 pub use plugin::Triggers;
 pub use settings::Settings;
 pub use shown::{Shown, shown};
-pub use task::{Task, TaskCancelError, TaskContext, TaskError, TaskPluginTriggerError};
-pub use worker::{Status, TaskReport};
+pub use task::{Status, Task, TaskCancelError, TaskContext, TaskError, TaskPluginTriggerError, TaskReport};
 
 /// The README's Rust is compiled and run as documentation tests.
 #[cfg(doctest)]

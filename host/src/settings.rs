@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::broker::{BrokerSettings, BrokerUrl};
 use crate::nearest::nearest_in;
 use crate::plugin::trust::signature::TrustedKey;
 use crate::plugin::{LoadPolicy, PluginSettings, Strictness, TrustPolicy};
 use crate::shown::shown;
 use crate::task::{ExecutorSettings, Intercept, TaskSettings};
 use crate::trigger::{Trigger, TriggerSettings};
+use crate::worker::WorkerSettings;
 
 /// All settings. Everything has a default.
 ///
@@ -26,7 +28,16 @@ use crate::trigger::{Trigger, TriggerSettings};
 /// strict = false                  # refuse directories and libraries that a group can write to
 /// lock_file = "plugins.lock"      # digests of the libraries that may be loaded; else plugins.lock in plugin_dir, if there is one
 /// trusted_keys = ["RWQf6LRC…"]    # minisign public keys; every library needs a signature by one of them then
+/// broker = "sqlite:tasks.db"      # or "redis://host:6379/0", or "memory:"; by default tasks.db in state_dir
+/// name = "QueueTasks"             # the project: tasks of one are unknown to another
 /// concurrency = 4                 # tasks that run at once
+/// prefetch = 256                  # tasks that a worker takes ahead at most, while they are short
+/// lease = 10.0                    # seconds without a sign of life after which a worker's tasks are taken over
+/// max_losses = 3                  # lost workers after which a task is set aside: it may be what ends them
+/// drain_deadline = 30.0           # seconds that what runs may take to end when the worker is stopped
+/// keep_results = 604800.0         # seconds
+/// keep_decisions = 2592000.0      # seconds
+/// recover_foreign_after = 3600.0  # Redis: seconds after which a task left by a Python worker is taken over; never without it
 /// max_time = 30.0                 # seconds for one attempt; no limit without it
 /// max_attempts = 5                # runs that a plugin's retry_after may lead to
 /// max_retry_delay = 3600.0        # seconds
@@ -60,8 +71,31 @@ pub struct Settings {
     /// Who may sign libraries. When there is one, every library needs a signature.
     #[serde(deserialize_with = "crate::plugin::trust::signature::trusted_keys")]
     pub trusted_keys: Vec<TrustedKey>,
+    /// Where tasks wait and results stay; `None` is `tasks.db` in `state_dir`.
+    pub broker: Option<BrokerUrl>,
+    /// The project.
+    pub name: String,
     /// Tasks that run at once.
     pub concurrency: usize,
+    /// Tasks that a worker takes ahead at most.
+    pub prefetch: usize,
+    /// Time without a sign of life after which a worker's tasks are taken over.
+    #[serde(deserialize_with = "crate::plugin::settings::seconds")]
+    pub lease: Duration,
+    /// Lost workers after which a task is set aside.
+    pub max_losses: u32,
+    /// Time that what runs may take to end when the worker is stopped.
+    #[serde(deserialize_with = "crate::plugin::settings::seconds")]
+    pub drain_deadline: Duration,
+    /// How long results are kept.
+    #[serde(deserialize_with = "crate::plugin::settings::seconds")]
+    pub keep_results: Duration,
+    /// How long decisions are kept.
+    #[serde(deserialize_with = "crate::plugin::settings::seconds")]
+    pub keep_decisions: Duration,
+    /// Redis: time after which a task left by a Python worker is taken over.
+    #[serde(deserialize_with = "optional_seconds")]
+    pub recover_foreign_after: Option<Duration>,
     /// Longest time for one attempt.
     #[serde(deserialize_with = "optional_seconds")]
     pub max_time: Option<Duration>,
@@ -95,7 +129,16 @@ impl Default for Settings {
             trusted_keys: Vec::new(),
             probe: true,
             probe_deadline: Duration::from_secs(5),
+            broker: None,
+            name: "QueueTasks".to_owned(),
             concurrency: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
+            prefetch: 256,
+            lease: Duration::from_secs(10),
+            max_losses: 3,
+            drain_deadline: Duration::from_secs(30),
+            keep_results: Duration::from_secs(7 * DAY),
+            keep_decisions: Duration::from_secs(30 * DAY),
+            recover_foreign_after: None,
             max_time: executor.max_time,
             max_attempts: executor.max_attempts,
             max_retry_delay: executor.max_retry_delay,
@@ -107,6 +150,9 @@ impl Default for Settings {
         }
     }
 }
+
+/// Seconds.
+const DAY: u64 = 24 * 3600;
 
 /// `$XDG_STATE_HOME/qtasks-host`, as the XDG Base Directory Specification has it.
 fn default_state_dir() -> PathBuf {
@@ -154,6 +200,11 @@ pub enum SettingsError {
     /// No task could ever run.
     #[error("concurrency is 0; expected at least 1")]
     Concurrency,
+    /// A name that would be mixed up with keys of this program.
+    #[error(
+        "name is {0:?}; expected at least one character, no `:`, and not \"qtasks-host\", which is the prefix of this program's own keys"
+    )]
+    Name(String),
 }
 
 /// One setting given on the command line: a TOML assignment such as `plugins.fallback.priority = 10`, and the flag it came from.
@@ -195,6 +246,9 @@ impl Settings {
         if settings.concurrency == 0 {
             return Err(SettingsError::Concurrency);
         }
+        if settings.name.is_empty() || settings.name.contains(':') || settings.name == "qtasks-host" {
+            return Err(SettingsError::Name(settings.name));
+        }
         Ok(settings)
     }
 
@@ -212,6 +266,31 @@ impl Settings {
                 lock_file: self.lock_file.clone(),
                 trusted_keys: self.trusted_keys.clone(),
             },
+        }
+    }
+
+    /// The broker's part.
+    #[must_use]
+    pub fn broker(&self) -> BrokerSettings {
+        BrokerSettings {
+            url: self.broker.clone().unwrap_or_else(|| BrokerSettings::default_url(&self.state_dir)),
+            name: self.name.as_str().into(),
+            lease: self.lease,
+            max_losses: self.max_losses,
+            recover_foreign_after: self.recover_foreign_after,
+        }
+    }
+
+    /// The worker's part.
+    #[must_use]
+    pub fn worker(&self) -> WorkerSettings {
+        WorkerSettings {
+            concurrency: self.concurrency,
+            prefetch: self.prefetch,
+            drain_deadline: self.drain_deadline,
+            look_for_lost: self.lease / 2,
+            keep_results: self.keep_results,
+            keep_decisions: self.keep_decisions,
         }
     }
 
@@ -246,6 +325,11 @@ fn read_file(path: &Path) -> Result<toml::Table, SettingsError> {
         {
             *written = directory.join(&*written).to_string_lossy().into_owned();
         }
+    }
+    if let Some(toml::Value::String(written)) = table.get_mut("broker")
+        && let Ok(BrokerUrl::Sqlite(file)) = written.parse()
+    {
+        *written = format!("sqlite:{}", directory.join(file).to_string_lossy());
     }
     Ok(table)
 }

@@ -7,6 +7,7 @@ pub mod function;
 pub mod middleware;
 pub mod model;
 pub mod registry;
+pub mod report;
 pub mod settings;
 
 pub use executor::{Ended, Execution, ExecutorSettings, TaskExecutor};
@@ -15,4 +16,5 @@ pub use middleware::Middleware;
 pub use model::{Task, TaskModelError};
 pub use qtasks_plugin_api::{TaskCancelError, TaskContext, TaskError, TaskPluginTriggerError};
 pub use registry::{TaskRegistry, TaskRegistryError};
+pub use report::{Status, TaskReport};
 pub use settings::{Intercept, TaskSettings};

@@ -1,63 +1,309 @@
 //! The worker: takes tasks from a broker, runs them, finishes them.
+//!
+//! One loop ([`Worker::run`]) decides what is taken and what runs; [`lane`] is the way of one task; [`finisher`] records what became
+//! of tasks, many at once; [`upkeep`] does what has to be done now and then.
 
-pub mod report;
+mod finisher;
+mod lane;
+pub mod settings;
+mod stop;
+mod upkeep;
 
+use std::collections::{HashMap, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt;
-
-use tokio::sync::mpsc;
+use qtasks_plugin_api::Trigger;
+use serde::Serialize;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
+use uuid::Uuid;
 
-use crate::broker::MemoryBroker;
-use crate::task::{Ended, Execution, Task, TaskExecutor};
+use crate::broker::{Answer, BrokerError, Cancellation, Store, Taken};
+use crate::task::{Ended, Execution, Task, TaskExecutor, TaskReport};
 
-pub use report::{Status, TaskReport};
+pub use settings::WorkerSettings;
+pub use stop::Stop;
 
 /// Runs tasks from a broker, several at once.
 #[derive(Debug)]
 pub struct Worker {
+    shared: Arc<Shared>,
+    settings: WorkerSettings,
+    stop: Stop,
+}
+
+/// What the loop, the lanes and the finisher share.
+#[derive(Debug)]
+struct Shared {
     executor: Arc<TaskExecutor>,
+    store: Arc<Store>,
+    info: WorkerInfo,
+}
+
+/// `worker` in an event:
+///
+/// ```json
+/// {"name": "Worker", "id": "0b6aecd7-…", "concurrency": 4}
+/// ```
+#[derive(Debug, Clone, Serialize)]
+struct WorkerInfo {
+    name: &'static str,
+    id: Uuid,
     concurrency: usize,
 }
 
+/// kwargs of the triggers that carry the worker alone.
+#[derive(Serialize)]
+struct WorkerKwargs<'a> {
+    worker: &'a WorkerInfo,
+}
+
+/// What a worker did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Worked {
+    /// Tasks that were taken, not finished, and given back to the broker.
+    pub given_back: u64,
+}
+
+/// Longest pause between attempts to reach a broker that is away.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// First pause between attempts to reach a broker that is away.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// Tasks are taken ahead for about this much work.
+const AHEAD: Duration = Duration::from_millis(20);
+
 impl Worker {
-    /// A worker that runs at most `concurrency` tasks at once.
+    /// A worker over `store`.
     #[must_use]
-    pub fn new(executor: Arc<TaskExecutor>, concurrency: usize) -> Self {
-        Self { executor, concurrency }
+    pub fn new(executor: Arc<TaskExecutor>, store: Arc<Store>, settings: WorkerSettings) -> Self {
+        // No lane at all would leave every task waiting.
+        let prefetch = store.backend().prefetch(settings.prefetch);
+        let settings = WorkerSettings { concurrency: settings.concurrency.max(1), prefetch, ..settings };
+        let info = WorkerInfo { name: "Worker", id: Uuid::new_v4(), concurrency: settings.concurrency };
+        Self { shared: Arc::new(Shared { executor, store, info }), settings, stop: Stop::default() }
     }
 
-    /// Runs until the broker says that there will be no more tasks. Reports go to `reports` in the order in which tasks end;
-    /// when nobody receives them any more, the worker ends early and leaves the rest in the broker.
-    pub async fn run(&self, broker: Arc<MemoryBroker>, reports: mpsc::Sender<TaskReport>) {
-        let mut lanes = JoinSet::new();
-        // No lane at all would leave every task waiting.
-        for _ in 0..self.concurrency.max(1) {
-            lanes.spawn(lane(Arc::clone(&self.executor), Arc::clone(&broker), reports.clone()));
+    /// Asks this worker to stop, from any thread.
+    #[must_use]
+    pub fn stop(&self) -> Stop {
+        self.stop.clone()
+    }
+
+    /// Runs until the broker says that there will be no more tasks, or until it is stopped: then nothing more is taken, what runs has
+    /// the drain deadline to end, and the rest is given back to the broker.
+    ///
+    /// Reports go to `reports`, each after it was recorded; when nobody receives them any more, the worker stops.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`] when the broker cannot be reached at the start. Later the worker waits for it.
+    pub async fn run(&self, reports: Option<mpsc::Sender<TaskReport>>) -> Result<Worked, BrokerError> {
+        let store = &self.shared.store;
+        let cancellations = store.backend().attach().await?;
+        store.global_config().set_status().await?;
+        self.fire(Trigger::WorkerStart).await;
+        store.started(&self.shared.info).await;
+        let upkeep = tokio::spawn(upkeep::run(Arc::clone(&self.shared), self.settings));
+        let (finishing, finisher) = finisher::start(Arc::clone(&self.shared), reports, self.stop.clone());
+
+        let mut lanes = Lanes::new(Arc::clone(&self.shared), finishing, self.settings);
+        self.work(&mut lanes, cancellations).await;
+        let drained = tokio::time::timeout(self.settings.drain_deadline, lanes.drain()).await;
+        if drained.is_err() {
+            tracing::warn!(
+                "{} tasks still ran after {} s; they are given back",
+                lanes.running(),
+                self.settings.drain_deadline.as_secs_f64()
+            );
         }
-        while let Some(ended) = lanes.join_next().await {
-            if let Err(error) = ended {
-                tracing::error!("a worker lane ended: {error}");
+        // Whatever still runs is dropped, and with it the last way to the finisher, which then ends.
+        drop(lanes);
+        if let Err(error) = finisher.await {
+            tracing::error!("the finisher ended: {error}");
+        }
+        upkeep.abort();
+        let given_back = match store.backend().detach().await {
+            Ok(given_back) => given_back,
+            Err(error) => {
+                tracing::error!("tasks could not be given back; they come back when the lease is over: {}", chain(&error));
+                0
+            }
+        };
+        self.fire(Trigger::WorkerStop).await;
+        store.stopped().await;
+        Ok(Worked { given_back })
+    }
+
+    async fn fire(&self, trigger: Trigger) {
+        let kwargs = WorkerKwargs { worker: &self.shared.info };
+        self.shared.store.dispatcher().fire(trigger, &kwargs).await;
+    }
+
+    /// Takes and starts tasks until there is nothing more to take.
+    async fn work(&self, lanes: &mut Lanes, mut cancellations: mpsc::UnboundedReceiver<Cancellation>) {
+        let mut taking: Option<Answer<'_, Vec<Taken>>> = None;
+        let mut pause = FIRST_PAUSE;
+        let mut told = true;
+        let stopped = self.stop.wait();
+        tokio::pin!(stopped);
+        loop {
+            let room = lanes.room();
+            if taking.is_none() && room > 0 {
+                taking = Some(Box::pin(self.shared.store.take(room, &self.shared.info)));
+            }
+            tokio::select! {
+                () = &mut stopped => return,
+                Some(taken) = async { Some(taking.as_mut()?.await) }, if taking.is_some() => {
+                    taking = None;
+                    match taken {
+                        Ok(taken) if taken.is_empty() => return,
+                        Ok(taken) => {
+                            (pause, told) = (FIRST_PAUSE, true);
+                            lanes.add(taken).await;
+                        }
+                        Err(error) => {
+                            // Said once, and again when it has been going on for long.
+                            if told || pause == LONGEST_PAUSE {
+                                tracing::error!("no tasks can be taken, trying again: {}", chain(&error));
+                                told = false;
+                            }
+                            let waited = pause;
+                            taking = Some(Box::pin(async move {
+                                tokio::time::sleep(waited).await;
+                                self.shared.store.take(room, &self.shared.info).await
+                            }));
+                            pause = (pause * 2).min(LONGEST_PAUSE);
+                        }
+                    }
+                }
+                () = lanes.ended(), if lanes.running() > 0 => lanes.start_waiting(),
+                Some(cancellation) = cancellations.recv() => lanes.cancel(cancellation),
             }
         }
     }
 }
 
-async fn lane(executor: Arc<TaskExecutor>, broker: Arc<MemoryBroker>, reports: mpsc::Sender<TaskReport>) {
-    while let Some(task) = broker.take().await {
-        let (mut task, execution) = execute(&executor, task).await;
-        if let Ended::Retry { after } = execution.ended {
-            tracing::info!(task = &*task.name, uuid = %task.uuid, attempt = task.attempt, seconds = after.as_secs_f64(), "the task will run again");
-            task.attempt += 1;
-            broker.retry(task, after);
-            continue;
+/// An error with its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// What was taken: some of it runs, the rest waits for a lane.
+struct Lanes {
+    shared: Arc<Shared>,
+    finishing: mpsc::Sender<finisher::Ended>,
+    settings: WorkerSettings,
+    waiting: VecDeque<Taken>,
+    running: JoinSet<(Uuid, Duration)>,
+    /// How to cancel what runs.
+    cancels: HashMap<Uuid, oneshot::Sender<String>>,
+    /// About how long a task takes, in seconds.
+    usual: f64,
+}
+
+impl Lanes {
+    fn new(shared: Arc<Shared>, finishing: mpsc::Sender<finisher::Ended>, settings: WorkerSettings) -> Self {
+        Self {
+            shared,
+            finishing,
+            settings,
+            waiting: VecDeque::new(),
+            running: JoinSet::new(),
+            cancels: HashMap::new(),
+            // Until something was measured, nothing is taken ahead.
+            usual: f64::INFINITY,
         }
-        let sent = reports.send(TaskReport::new(task, execution)).await;
-        broker.finish();
-        if sent.is_err() {
-            broker.drain();
+    }
+
+    fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    /// How many tasks may be taken now. Ahead of the lanes only as much is taken as will run shortly: what waits here is kept from
+    /// other workers.
+    fn room(&self) -> usize {
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a rough number, bounded below"
+        )]
+        let shortly = (AHEAD.as_secs_f64() / self.usual * self.settings.concurrency as f64) as usize;
+        let most = self.settings.concurrency + shortly.min(self.settings.prefetch);
+        most.saturating_sub(self.running.len() + self.waiting.len())
+    }
+
+    async fn add(&mut self, taken: Vec<Taken>) {
+        for mut taken in taken {
+            lane::added(&self.shared, &mut taken).await;
+            self.waiting.push_back(taken);
+        }
+        self.start_waiting();
+    }
+
+    fn start_waiting(&mut self) {
+        while self.running.len() < self.settings.concurrency
+            && let Some(taken) = self.waiting.pop_front()
+        {
+            let uuid = taken.lease.uuid;
+            let (cancel, cancelled) = oneshot::channel();
+            self.cancels.insert(uuid, cancel);
+            let (shared, finishing) = (Arc::clone(&self.shared), self.finishing.clone());
+            self.running.spawn(async move {
+                let begun = std::time::Instant::now();
+                let ended = lane::run(&shared, taken, cancelled).await;
+                let took = begun.elapsed();
+                // The finisher outlives every lane.
+                let _ = finishing.send(ended).await;
+                (uuid, took)
+            });
+        }
+    }
+
+    /// One of those that run has ended.
+    async fn ended(&mut self) {
+        match self.running.join_next().await {
+            Some(Ok((uuid, took))) => {
+                self.cancels.remove(&uuid);
+                let took = took.as_secs_f64();
+                self.usual = if self.usual.is_finite() { self.usual + (took - self.usual) / 16.0 } else { took };
+            }
+            // Its lease holds until this worker ends; then another one runs it.
+            Some(Err(error)) => tracing::error!("a worker lane ended: {error}"),
+            None => {}
+        }
+    }
+
+    fn cancel(&mut self, Cancellation { uuid, reason }: Cancellation) {
+        if let Some(cancel) = self.cancels.remove(&uuid) {
+            // It may have ended just now.
+            let _ = cancel.send(reason);
+            return;
+        }
+        let Some(place) = self.waiting.iter().position(|taken| taken.lease.uuid == uuid) else { return };
+        if let Some(taken) = self.waiting.remove(place) {
+            let (shared, finishing) = (Arc::clone(&self.shared), self.finishing.clone());
+            self.running.spawn(async move {
+                let _ = finishing.send(lane::cancelled(&shared, taken, reason).await).await;
+                (uuid, Duration::ZERO)
+            });
+        }
+    }
+
+    /// Waits for all that runs. What waits stays.
+    async fn drain(&mut self) {
+        while !self.running.is_empty() {
+            self.ended().await;
         }
     }
 }
@@ -73,7 +319,7 @@ async fn execute(executor: &TaskExecutor, task: Task) -> (Task, Execution) {
     }
 }
 
-/// Runs one task to its end, waiting between attempts.
+/// Runs one task to its end, waiting between attempts, with no broker.
 pub(crate) async fn run_to_end(executor: &TaskExecutor, mut task: Task) -> TaskReport {
     loop {
         let (mut ran, execution) = execute(executor, task).await;

@@ -1,5 +1,8 @@
 //! The host as a library.
 
+use std::sync::Arc;
+
+use qtasks_host::broker::{MemoryBackend, Record};
 use qtasks_host::plugin::{LoadReport, LoadState};
 use qtasks_host::settings::Override;
 use qtasks_host::trigger::OutcomeKind;
@@ -87,6 +90,25 @@ impl Started {
     /// Runs `raise` of the fixture `scripted`, which raises a plugin error with a message.
     pub(crate) async fn raise(&self) -> TaskReport {
         self.run("raise", json!([]), json!({"message": "sea is frozen"})).await
+    }
+
+    /// Works through `tasks` with a worker over a broker in memory; gives the reports in the order in which they came.
+    pub(crate) async fn work_through(&self, tasks: impl IntoIterator<Item = Task>) -> Vec<TaskReport> {
+        let backend = Arc::new(MemoryBackend::new(MemoryBackend::UNBOUNDED, false));
+        let store = self.running.store(Arc::<MemoryBackend>::clone(&backend));
+        store.add(tasks.into_iter().map(Record::new).collect()).await.expect("room");
+        backend.close();
+        let (sender, mut receiver) = tokio::sync::mpsc::channel(4);
+        let worker = self.running.worker(store);
+        let mut reports = Vec::new();
+        let receive = async {
+            while let Some(report) = receiver.recv().await {
+                reports.push(report);
+            }
+        };
+        let (worked, ()) = tokio::join!(worker.run(Some(sender)), receive);
+        worked.expect("memory does not fail");
+        reports
     }
 
     /// What became of the file of this name.

@@ -3,11 +3,10 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
-use std::sync::Arc;
 
 use anyhow::Context;
 use qtasks_host::Task;
-use qtasks_host::broker::MemoryBroker;
+use qtasks_host::broker::{Record, Store};
 use qtasks_host::shown;
 use qtasks_host::task::TaskModelError;
 use tokio::runtime::Handle;
@@ -39,7 +38,7 @@ impl Input {
     }
 
     /// Adds every task to the broker; a line that is none is told to stderr, with its number and the reason. Blocks the thread.
-    pub(crate) fn feed(mut self, broker: &Arc<MemoryBroker>, runtime: &Handle) -> anyhow::Result<Lines> {
+    pub(crate) fn feed(mut self, store: &Store, runtime: &Handle) -> anyhow::Result<Lines> {
         let mut lines = Lines::default();
         let mut line = Vec::new();
         for number in 1u64.. {
@@ -57,7 +56,7 @@ impl Input {
             match parsed {
                 Ok(None) => {}
                 Ok(Some(task)) => {
-                    if runtime.block_on(broker.add(task)).is_err() {
+                    if runtime.block_on(store.add(vec![Record::new(task)])).is_err() {
                         break;
                     }
                 }

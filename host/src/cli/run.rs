@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use indicatif::ProgressBar;
-use qtasks_host::broker::MemoryBroker;
+use qtasks_host::broker::MemoryBackend;
 use qtasks_host::{App, TaskReport};
 use tokio::sync::{Notify, mpsc};
 
@@ -76,22 +76,23 @@ pub(super) fn run(arguments: &RunArguments) -> anyhow::Result<ExitStatus> {
 
 async fn run_tasks(app: App, input: Input, bar: &ProgressBar) -> anyhow::Result<ExitStatus> {
     let running = app.start().await?;
-    let broker = Arc::new(MemoryBroker::new(READ_AHEAD));
+    let broker = Arc::new(MemoryBackend::new(READ_AHEAD, false));
+    let store = running.store(Arc::<MemoryBackend>::clone(&broker));
     let (sender, receiver) = mpsc::channel(READ_AHEAD);
 
     let handle = tokio::runtime::Handle::current();
     let feeding = tokio::task::spawn_blocking({
-        let broker = Arc::clone(&broker);
+        let (broker, store) = (Arc::clone(&broker), Arc::clone(&store));
         move || {
-            let fed = input.feed(&broker, &handle);
+            let fed = input.feed(&store, &handle);
             broker.close();
             fed
         }
     });
     let interrupt = Arc::new(Interrupt::default());
     let listening = tokio::spawn(listen_for_ctrl_c(Arc::clone(&broker), Arc::clone(&interrupt)));
-    let worker = running.worker();
-    let work = worker.run(Arc::clone(&broker), sender);
+    let worker = running.worker(store);
+    let work = worker.run(Some(sender));
     let printing = async {
         let printed = print(receiver, bar).await;
         if !matches!(&printed, Ok(printed) if printed.whole) {
@@ -100,7 +101,7 @@ async fn run_tasks(app: App, input: Input, bar: &ProgressBar) -> anyhow::Result<
         }
         printed
     };
-    let (printed, ()) = tokio::select! {
+    let (printed, worked) = tokio::select! {
         ended = async { tokio::join!(printing, work) } => ended,
         // The worker is dropped with all that runs in it: commands are killed with their process groups.
         () = interrupt.at_once.notified() => return Ok(ExitStatus::Interrupted),
@@ -108,6 +109,7 @@ async fn run_tasks(app: App, input: Input, bar: &ProgressBar) -> anyhow::Result<
     let interrupted = interrupt.asked.load(Ordering::Acquire);
     listening.abort();
 
+    worked?;
     let Printed { summary, whole } = printed?;
     // A reader that nobody needs any more may still wait for standard input, which may never end.
     let lines = if interrupted || !whole { Lines::default() } else { feeding.await.context("the reader ended")?? };
@@ -142,7 +144,7 @@ struct Interrupt {
     at_once: Notify,
 }
 
-async fn listen_for_ctrl_c(broker: Arc<MemoryBroker>, interrupt: Arc<Interrupt>) {
+async fn listen_for_ctrl_c(broker: Arc<MemoryBackend>, interrupt: Arc<Interrupt>) {
     if tokio::signal::ctrl_c().await.is_err() {
         // Without a signal handler the process ends at once, as the system has it.
         std::future::pending::<()>().await;

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use qtasks_plugin_api::abi::loaded::Instance;
 use qtasks_plugin_api::manifest::Mode;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use super::bytes::Digest;
 use super::culprit::{Culprit, inside};
 use super::hung::{Hung, RunningCall};
 use super::manifest::Manifest;
@@ -18,20 +19,28 @@ use super::process::supervisor::Isolated;
 use super::settings::PluginSettings;
 
 /// Which plugin it was: kept with every decision.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PluginIdentity {
     /// The plugin's name.
     #[serde(rename = "plugin")]
     pub name: Arc<str>,
     /// Its version.
     pub version: Arc<str>,
+    /// SHA-256 of its library, in hexadecimal; `None` for one that is linked in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Arc<str>>,
 }
 
 /// Where a plugin comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
     /// A library file.
-    Library(PathBuf),
+    Library {
+        /// Where it was found.
+        path: PathBuf,
+        /// The SHA-256 of the bytes that were loaded.
+        digest: Digest,
+    },
     /// Linked into the application.
     LinkedIn,
 }
@@ -61,7 +70,11 @@ static NEXT_CALL: AtomicU64 = AtomicU64::new(1);
 
 impl Plugin {
     pub(super) fn new(manifest: Manifest, origin: Origin, settings: PluginSettings, home: Home) -> Self {
-        let identity = PluginIdentity { name: manifest.name.as_str().into(), version: manifest.version.as_str().into() };
+        let digest = match &origin {
+            Origin::Library { digest, .. } => Some(digest.to_string().into()),
+            Origin::LinkedIn => None,
+        };
+        let identity = PluginIdentity { name: manifest.name.as_str().into(), version: manifest.version.as_str().into(), digest };
         Self { identity: Arc::new(identity), origin, manifest, settings, home, hung: Arc::default() }
     }
 

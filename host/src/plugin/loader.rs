@@ -289,7 +289,7 @@ impl Loader<'_> {
     ///
     /// [`LoadErrorKind`], the first thing that is wrong.
     pub fn bring_up(&self, inspected: Inspected, settings: PluginSettings, layout: Layout) -> Result<Plugin, LoadErrorKind> {
-        let origin = Origin::Library(inspected.candidate.path.clone());
+        let origin = Origin::Library { path: inspected.candidate.path.clone(), digest: inspected.digest() };
         let (manifest, home) = match settings.isolation {
             Isolation::InProcess => self.open_here(inspected, &settings, layout)?,
             Isolation::Process => self.open_in_process(inspected, &settings)?,
@@ -436,7 +436,7 @@ fn log_file_cautions(found: &Found) {
 fn check_name(manifest: &Manifest, others: &[Arc<Plugin>]) -> Result<(), LoadErrorKind> {
     let Some(first) = others.iter().find(|other| other.name() == manifest.name) else { return Ok(()) };
     let first = match first.origin() {
-        Origin::Library(path) => path.clone(),
+        Origin::Library { path, .. } => path.clone(),
         Origin::LinkedIn => PathBuf::from("a plugin that is linked in"),
     };
     Err(LoadErrorKind::NameTaken { name: manifest.name.clone(), first })

@@ -358,6 +358,17 @@ impl Execution {
         Self::failed(panicked(payload).into_body(), Instant::now())
     }
 
+    /// A run that was ended from outside.
+    pub(crate) fn cancelled(reason: String) -> Self {
+        Self {
+            ended: Ended::Cancel { reason },
+            original_error: None,
+            resolved_by: None,
+            decisions: Vec::new(),
+            duration: Duration::ZERO,
+        }
+    }
+
     fn failed(error: Box<ErrorBody>, begun: Instant) -> Self {
         Self {
             original_error: Some(error.clone()),

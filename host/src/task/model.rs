@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use qtasks_plugin_api::{TaskError, bounds};
 use serde::{Deserialize, Serialize, Serializer};
@@ -33,6 +33,8 @@ pub struct Task {
     pub attempts: Option<u32>,
     /// Which run comes next, from 1.
     pub attempt: u32,
+    /// When it was made, in Unix seconds.
+    pub created_at: f64,
 }
 
 /// Why something is not a task.
@@ -73,20 +75,47 @@ impl Task {
     ///
     /// [`TaskModelError::Name`].
     pub fn new(name: impl Into<Arc<str>>) -> Result<Self, TaskModelError> {
-        let name = name.into();
-        if name.is_empty() || name.contains(':') {
-            return Err(TaskModelError::Name(name.chars().take(80).collect()));
-        }
         Ok(Self {
             uuid: Uuid::new_v4(),
-            name,
+            name: checked_name(name.into())?,
             priority: 0,
             args: raw("[]"),
             kwargs: raw("{}"),
             max_time: None,
             attempts: None,
             attempt: 1,
+            created_at: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
         })
+    }
+
+    /// Gives it another name.
+    ///
+    /// # Errors
+    ///
+    /// [`TaskModelError::Name`].
+    pub fn set_name(&mut self, name: impl Into<Arc<str>>) -> Result<(), TaskModelError> {
+        self.name = checked_name(name.into())?;
+        Ok(())
+    }
+
+    /// Gives it other positional arguments, a JSON list.
+    ///
+    /// # Errors
+    ///
+    /// [`TaskModelError::Arguments`].
+    pub fn set_args(&mut self, args: &RawValue) -> Result<(), TaskModelError> {
+        self.args = arguments("args", '[', "a JSON list", args.to_owned())?;
+        Ok(())
+    }
+
+    /// Gives it other named arguments, a JSON object.
+    ///
+    /// # Errors
+    ///
+    /// [`TaskModelError::Arguments`].
+    pub fn set_kwargs(&mut self, kwargs: &RawValue) -> Result<(), TaskModelError> {
+        self.kwargs = arguments("kwargs", '{', "a JSON object", kwargs.to_owned())?;
+        Ok(())
     }
 
     /// The same task with these arguments: anything that becomes a JSON list, and anything that becomes a JSON object.
@@ -155,6 +184,13 @@ impl Task {
     }
 }
 
+fn checked_name(name: Arc<str>) -> Result<Arc<str>, TaskModelError> {
+    if name.is_empty() || name.contains(':') {
+        return Err(TaskModelError::Name(name.chars().take(80).collect()));
+    }
+    Ok(name)
+}
+
 fn raw(text: &str) -> Arc<RawValue> {
     RawValue::from_string(text.to_owned()).unwrap_or_else(|_| RawValue::NULL.to_owned()).into()
 }
@@ -181,6 +217,7 @@ impl Serialize for Task {
             priority: i64,
             args: &'a RawValue,
             kwargs: &'a RawValue,
+            created_at: f64,
         }
         TaskBroker {
             uuid: self.uuid.hyphenated().encode_lower(&mut Uuid::encode_buffer()),
@@ -188,6 +225,7 @@ impl Serialize for Task {
             priority: self.priority,
             args: &self.args,
             kwargs: &self.kwargs,
+            created_at: self.created_at,
         }
         .serialize(serializer)
     }

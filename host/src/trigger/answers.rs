@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use qtasks_plugin_api::{Directive, ErrorBody, Trigger};
-use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::nearest::nearest;
@@ -26,13 +26,17 @@ pub enum Answered {
 }
 
 /// Who gave the answer that counted.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resolution {
-    /// The plugin.
-    #[serde(flatten)]
+    /// The plugin; name and version here, its digest stands with its decision.
+    #[serde(flatten, serialize_with = "without_digest")]
     pub by: Arc<PluginIdentity>,
     /// What it answered.
     pub outcome: super::OutcomeKind,
+}
+
+fn without_digest<S: Serializer>(by: &Arc<PluginIdentity>, serializer: S) -> Result<S::Ok, S::Error> {
+    PluginIdentity { digest: None, ..PluginIdentity::clone(by) }.serialize(serializer)
 }
 
 /// Gathers the answers of one event.
@@ -140,7 +144,7 @@ fn replaced_keys(trigger: Trigger, answer: Box<RawValue>) -> Result<Vec<(&'stati
 /// The members of a JSON object, in their order.
 struct Object<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
 
-impl<'de: 'a, 'a> serde::Deserialize<'de> for Object<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for Object<'a> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Members;
         impl<'de> serde::de::Visitor<'de> for Members {

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use qtasks_plugin_api::{ErrorBody, Trigger};
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::plugin::PluginIdentity;
 
 /// What a handler answered, without the payload.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OutcomeKind {
     /// Not handled.

@@ -7,7 +7,8 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::task::{Ended, Execution, Task};
+use super::executor::{Ended, Execution};
+use super::model::Task;
 use crate::trigger::{Decision, Resolution};
 
 /// A task's status, as in QTasks.
@@ -67,7 +68,7 @@ pub struct TaskReport {
 
 impl TaskReport {
     /// The report of a run that is not tried again.
-    pub(super) fn new(task: Task, execution: Execution) -> Self {
+    pub(crate) fn new(task: Task, execution: Execution) -> Self {
         let Execution { ended, original_error, resolved_by, decisions, .. } = execution;
         let mut report = Self {
             uuid: task.uuid,

@@ -1,0 +1,499 @@
+//! A backend with the plugins asked at every step: QTasks' components Broker and Storage.
+//!
+//! Each operation fires the triggers that QTasks fires around it, in its order; what is written stays one step of the backend.
+//! A partial answer replaces only what it names, and an answer that does not fit is told and changes nothing.
+
+use std::sync::Arc;
+
+use qtasks_plugin_api::Trigger;
+use serde::Serialize;
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use super::error::BrokerError;
+use super::global_config::GlobalConfig;
+use super::record::{Fields, Record, TaskStatus};
+use super::{Backend, Filter, Finish, Lease, Taken};
+use crate::trigger::{Answered, Dispatched, Dispatcher};
+
+/// A component as plugins see it:
+///
+/// ```json
+/// {"name": "SqliteBroker", "url": "sqlite:tasks.db"}
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Component {
+    /// The component's class.
+    pub name: &'static str,
+    /// Where it works, without a password.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<Arc<str>>,
+}
+
+impl Component {
+    /// A component that works at `url`.
+    #[must_use]
+    pub fn new(name: &'static str, url: &Arc<str>) -> Self {
+        Self { name, url: Some(Arc::clone(url)) }
+    }
+
+    /// A component that is nowhere in particular.
+    #[must_use]
+    pub const fn named(name: &'static str) -> Self {
+        Self { name, url: None }
+    }
+}
+
+/// A backend, and the plugins that are asked about what it does. Shared by everybody who works with the tasks of one project.
+#[derive(Debug)]
+pub struct Store {
+    backend: Arc<dyn Backend>,
+    dispatcher: Arc<Dispatcher>,
+    project: Arc<str>,
+    broker: Component,
+    storage: Component,
+}
+
+/// kwargs of the triggers that carry the broker, its storage and a record.
+#[derive(Serialize)]
+struct ModelKwargs<'a> {
+    broker: &'a Component,
+    storage: &'a Component,
+    model: &'a Record,
+}
+
+impl Store {
+    /// The tasks of `project` in `backend`.
+    #[must_use]
+    pub fn new(backend: Arc<dyn Backend>, dispatcher: Arc<Dispatcher>, project: impl Into<Arc<str>>) -> Self {
+        let (broker, storage) = (backend.component(), backend.storage_component());
+        Self { backend, dispatcher, project: project.into(), broker, storage }
+    }
+
+    /// The backend, with nobody asked.
+    #[must_use]
+    pub fn backend(&self) -> &Arc<dyn Backend> {
+        &self.backend
+    }
+
+    /// Fires events.
+    #[must_use]
+    pub fn dispatcher(&self) -> &Arc<Dispatcher> {
+        &self.dispatcher
+    }
+
+    /// The project's name.
+    #[must_use]
+    pub fn project(&self) -> &Arc<str> {
+        &self.project
+    }
+
+    /// The broker as plugins see it.
+    #[must_use]
+    pub fn broker(&self) -> &Component {
+        &self.broker
+    }
+
+    /// The storage as plugins see it.
+    #[must_use]
+    pub fn storage(&self) -> &Component {
+        &self.storage
+    }
+
+    /// The values that workers and clients of the project share.
+    #[must_use]
+    pub fn global_config(&self) -> GlobalConfig<'_> {
+        GlobalConfig::new(self)
+    }
+
+    /// Puts new tasks into the queue, all or none. Gives them as they were put.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`].
+    pub async fn add(&self, mut records: Vec<Record>) -> Result<Vec<Record>, BrokerError> {
+        #[derive(Serialize)]
+        struct StorageAdd<'a> {
+            storage: &'a Component,
+            uuid: Uuid,
+            task_status: TaskStatus,
+        }
+        for record in &mut records {
+            self.ask_about_model(Trigger::BrokerAddBefore, record).await;
+            if self.asks(Trigger::StorageAdd) {
+                let kwargs = StorageAdd { storage: &self.storage, uuid: record.task.uuid, task_status: record.status };
+                let mut answered = self.fire(Trigger::StorageAdd, &kwargs).await;
+                let mut fields = Fields::new();
+                fields.extend(answered.take("uuid").map(|uuid| ("uuid".to_owned(), uuid)));
+                if let Some(status) = answered.take("task_status") {
+                    // The status alone, or a record that has one.
+                    match fields_of(&status) {
+                        Some(given) => fields.extend(given),
+                        None => drop(fields.insert("status".to_owned(), status)),
+                    }
+                }
+                replace(record, Trigger::StorageAdd, fields);
+            }
+        }
+        self.backend.add(records.clone()).await?;
+        if self.asks(Trigger::BrokerAddAfter) {
+            for record in &records {
+                self.fire(Trigger::BrokerAddAfter, &self.model(record)).await;
+            }
+        }
+        Ok(records)
+    }
+
+    /// Takes up to `most` tasks for `worker`; waits until there is one. An empty list: there will be no more.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`].
+    pub async fn take(&self, most: usize, worker: &(impl Serialize + Sync)) -> Result<Vec<Taken>, BrokerError> {
+        #[derive(Serialize)]
+        struct AddWorker<'a, W> {
+            broker: &'a Component,
+            worker: &'a W,
+            #[serde(flatten)]
+            parts: TaskParts<'a>,
+        }
+        #[derive(Serialize)]
+        struct AddProcess<'a> {
+            storage: &'a Component,
+            task_data: String,
+            priority: i64,
+        }
+        let mut taken = self.backend.take(most).await?;
+        for Taken { lease, record } in &mut taken {
+            if self.asks(Trigger::StorageAddProcess) {
+                let task_data = format!("{}:{}:{}", record.task.name, record.task.uuid, record.task.priority);
+                let kwargs = AddProcess { storage: &self.storage, task_data, priority: record.task.priority };
+                let mut answered = self.fire(Trigger::StorageAddProcess, &kwargs).await;
+                let mut fields = answered.take("task_data").map(|data| parts_of_item(&data)).unwrap_or_default();
+                fields.extend(answered.take("priority").map(|priority| ("priority".to_owned(), priority)));
+                replace(record, Trigger::StorageAddProcess, fields);
+            }
+            if self.asks(Trigger::BrokerAddWorker) {
+                let kwargs = AddWorker { broker: &self.broker, worker, parts: TaskParts::of(record) };
+                let answered = self.fire(Trigger::BrokerAddWorker, &kwargs).await;
+                replace(record, Trigger::BrokerAddWorker, fields_in(answered));
+            }
+            if self.asks(Trigger::BrokerUpdate) || self.asks(Trigger::StorageUpdate) {
+                let mapping = serde_json::json!({"status": record.status, "updated_at": record.updated_at});
+                let changed = self.ask_about_update(lease.uuid, mapping).await;
+                if let Some(changed) = changed {
+                    self.backend.update(lease.uuid, changed.clone()).await?;
+                    replace(record, Trigger::StorageUpdate, changed);
+                }
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Replaces fields of a record, as the plugins let it; `false`: there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`].
+    pub async fn update(&self, uuid: Uuid, mut fields: Fields) -> Result<bool, BrokerError> {
+        if self.asks(Trigger::BrokerUpdate) || self.asks(Trigger::StorageUpdate) {
+            let changed = self.ask_about_update(uuid, serde_json::json!(fields)).await;
+            fields = changed.unwrap_or(fields);
+        }
+        self.backend.update(uuid, fields).await
+    }
+
+    /// Asks about an update; gives the mapping, if a plugin replaced it.
+    async fn ask_about_update(&self, uuid: Uuid, mapping: serde_json::Value) -> Option<Fields> {
+        #[derive(Serialize)]
+        struct BrokerUpdate<'a> {
+            broker: &'a Component,
+            kw: &'a serde_json::Value,
+        }
+        #[derive(Serialize)]
+        struct StorageUpdate<'a> {
+            storage: &'a Component,
+            kw: &'a serde_json::Value,
+        }
+        let mut kw = serde_json::json!({"name": format!("{}:{uuid}", self.project), "mapping": mapping});
+        let mut changed = None;
+        for trigger in [Trigger::BrokerUpdate, Trigger::StorageUpdate] {
+            let mut answered = match trigger {
+                Trigger::BrokerUpdate => self.fire(trigger, &BrokerUpdate { broker: &self.broker, kw: &kw }).await,
+                _ => self.fire(trigger, &StorageUpdate { storage: &self.storage, kw: &kw }).await,
+            };
+            let Some(answer) = answered.take("kw") else { continue };
+            let mapping = fields_of(&answer).and_then(|mut given| given.remove("mapping")).and_then(|given| fields_of(&given));
+            match mapping {
+                Some(mapping) => {
+                    kw["mapping"] = serde_json::json!(mapping);
+                    changed = Some(mapping);
+                }
+                None => tracing::warn!(%trigger, "the answer has no object `mapping`; nothing was replaced: {answer}"),
+            }
+        }
+        changed
+    }
+
+    /// Asks about a record that is about to be kept as ended.
+    pub async fn before_finish(&self, record: &mut Record) {
+        #[derive(Serialize)]
+        struct StorageFinished<'a> {
+            storage: &'a Component,
+            task_broker: &'a Record,
+            model: &'a Record,
+        }
+        self.ask_about_model(Trigger::BrokerRemoveFinishedTask, record).await;
+        if self.asks(Trigger::StorageRemoveFinishedTask) {
+            let kwargs = StorageFinished { storage: &self.storage, task_broker: record, model: record };
+            self.fire(Trigger::StorageRemoveFinishedTask, &kwargs).await;
+        }
+    }
+
+    /// Records what became of attempts. Gives the leases that were lost before.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`]: nothing was recorded, and the same batch may be given again.
+    pub async fn finish(&self, batch: Arc<[Finish]>) -> Result<Vec<Lease>, BrokerError> {
+        self.backend.finish(batch).await
+    }
+
+    /// Takes over what lost workers held, and puts it back into the queue. Gives how many.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`].
+    pub async fn running_older_tasks(&self, worker: &(impl Serialize + Sync)) -> Result<usize, BrokerError> {
+        #[derive(Serialize)]
+        struct Older<'a, W> {
+            storage: &'a Component,
+            worker: &'a W,
+            #[serde(flatten)]
+            parts: TaskParts<'a>,
+        }
+        #[derive(Serialize)]
+        struct Broker<'a, W> {
+            broker: &'a Component,
+            worker: &'a W,
+        }
+        self.fire(Trigger::BrokerRunningOlderTasks, &Broker { broker: &self.broker, worker }).await;
+        let mut stranded = self.backend.take_over().await?;
+        if stranded.is_empty() {
+            return Ok(0);
+        }
+        if self.asks(Trigger::StorageRunningOlderTasks) {
+            for Taken { record, .. } in &mut stranded {
+                let kwargs = Older { storage: &self.storage, worker, parts: TaskParts::of(record) };
+                let answered = self.fire(Trigger::StorageRunningOlderTasks, &kwargs).await;
+                replace(record, Trigger::StorageRunningOlderTasks, fields_in(answered));
+            }
+        }
+        let count = stranded.len();
+        self.backend.give_back(stranded).await?;
+        Ok(count)
+    }
+
+    /// One record, with its history.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`].
+    pub async fn get(&self, uuid: Uuid) -> Result<Option<Record>, BrokerError> {
+        #[derive(Serialize)]
+        struct StorageGet<'a> {
+            storage: &'a Component,
+            result: &'a Record,
+        }
+        #[derive(Serialize)]
+        struct BrokerGet<'a> {
+            broker: &'a Component,
+            task: &'a Record,
+        }
+        let Some(mut record) = self.backend.get(uuid).await? else { return Ok(None) };
+        if self.asks(Trigger::StorageGet) {
+            let mut answered = self.fire(Trigger::StorageGet, &StorageGet { storage: &self.storage, result: &record }).await;
+            replace_whole(&mut record, Trigger::StorageGet, answered.take("result"));
+        }
+        if self.asks(Trigger::BrokerGet) {
+            let mut answered = self.fire(Trigger::BrokerGet, &BrokerGet { broker: &self.broker, task: &record }).await;
+            replace_whole(&mut record, Trigger::BrokerGet, answered.take("task"));
+        }
+        Ok(Some(record))
+    }
+
+    /// Records, the latest first, without their histories. A plugin may leave some out, and replace fields of others.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`].
+    pub async fn get_all(&self, filter: Filter) -> Result<Vec<Record>, BrokerError> {
+        #[derive(Serialize)]
+        struct GetAll<'a> {
+            storage: &'a Component,
+            results: &'a [Record],
+        }
+        let records = self.backend.list(filter).await?;
+        if !self.asks(Trigger::StorageGetAll) {
+            return Ok(records);
+        }
+        let mut answered = self.fire(Trigger::StorageGetAll, &GetAll { storage: &self.storage, results: &records }).await;
+        let Some(answer) = answered.take("results") else { return Ok(records) };
+        let Ok(list) = serde_json::from_str::<Vec<Fields>>(answer.get()) else {
+            let trigger = Trigger::StorageGetAll;
+            tracing::warn!(%trigger, "the answer is no list of objects; nothing was replaced: {answer}");
+            return Ok(records);
+        };
+        let of = |fields: &Fields| {
+            let uuid: Uuid = serde_json::from_str(fields.get("uuid")?.get()).ok()?;
+            records.iter().find(|record| record.task.uuid == uuid).cloned()
+        };
+        let kept = list.into_iter().filter_map(|fields| {
+            let mut record = of(&fields)?;
+            replace(&mut record, Trigger::StorageGetAll, fields);
+            Some(record)
+        });
+        Ok(kept.collect())
+    }
+
+    /// Removes every ended record. Gives how many.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`].
+    pub async fn delete_finished_tasks(&self) -> Result<u64, BrokerError> {
+        self.fire_storage(Trigger::StorageDeleteFinishedTasks).await;
+        self.backend.delete_finished().await
+    }
+
+    /// Removes everything. Gives how many records.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`].
+    pub async fn flush_all(&self) -> Result<u64, BrokerError> {
+        self.fire_broker(Trigger::BrokerFlushAll).await;
+        self.fire_storage(Trigger::StorageFlushAll).await;
+        self.backend.flush_all().await
+    }
+
+    /// Says that the broker, its storage and the global config begin to serve `worker`.
+    pub async fn started(&self, worker: &(impl Serialize + Sync)) {
+        #[derive(Serialize)]
+        struct Start<'a, W> {
+            broker: &'a Component,
+            worker: &'a W,
+        }
+        self.fire(Trigger::BrokerStart, &Start { broker: &self.broker, worker }).await;
+        self.fire_storage(Trigger::StorageStart).await;
+        self.global_config().started().await;
+        self.fire(Trigger::BrokerListenStart, &Start { broker: &self.broker, worker }).await;
+    }
+
+    /// Says that the broker, its storage and the global config end.
+    pub async fn stopped(&self) {
+        self.global_config().stopped().await;
+        self.fire_storage(Trigger::StorageStop).await;
+        self.fire_broker(Trigger::BrokerStop).await;
+    }
+
+    async fn fire_broker(&self, trigger: Trigger) {
+        #[derive(Serialize)]
+        struct Kwargs<'a> {
+            broker: &'a Component,
+        }
+        self.fire(trigger, &Kwargs { broker: &self.broker }).await;
+    }
+
+    async fn fire_storage(&self, trigger: Trigger) {
+        #[derive(Serialize)]
+        struct Kwargs<'a> {
+            storage: &'a Component,
+        }
+        self.fire(trigger, &Kwargs { storage: &self.storage }).await;
+    }
+
+    pub(super) fn asks(&self, trigger: Trigger) -> bool {
+        self.dispatcher.has_subscribers(trigger)
+    }
+
+    pub(super) async fn fire(&self, trigger: Trigger, kwargs: &(impl Serialize + Sync)) -> Dispatched {
+        self.dispatcher.fire(trigger, kwargs).await
+    }
+
+    fn model<'a>(&'a self, model: &'a Record) -> ModelKwargs<'a> {
+        ModelKwargs { broker: &self.broker, storage: &self.storage, model }
+    }
+
+    async fn ask_about_model(&self, trigger: Trigger, record: &mut Record) {
+        if self.asks(trigger) {
+            let mut answered = self.fire(trigger, &self.model(record)).await;
+            replace_whole(record, trigger, answered.take("model"));
+        }
+    }
+}
+
+/// A task in the parts that QTasks passes one by one.
+#[derive(Serialize)]
+pub(crate) struct TaskParts<'a> {
+    task_name: &'a str,
+    uuid: Uuid,
+    priority: i64,
+    args: &'a RawValue,
+    kw: &'a RawValue,
+    created_at: f64,
+}
+
+impl<'a> TaskParts<'a> {
+    pub(crate) fn of(record: &'a Record) -> Self {
+        let task = &record.task;
+        Self {
+            task_name: &task.name,
+            uuid: task.uuid,
+            priority: task.priority,
+            args: &task.args,
+            kw: &task.kwargs,
+            created_at: task.created_at,
+        }
+    }
+}
+
+/// The members of a JSON object.
+pub(crate) fn fields_of(value: &RawValue) -> Option<Fields> {
+    serde_json::from_str(value.get()).ok()
+}
+
+/// All that an event's answers replaced.
+pub(crate) fn fields_in(dispatched: Dispatched) -> Fields {
+    match dispatched.answer {
+        Some((Answered::Values(values), _)) => values.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+        _ => Fields::new(),
+    }
+}
+
+/// The parts of a queue item `task_name:uuid:priority`, as fields.
+fn parts_of_item(item: &RawValue) -> Fields {
+    let text: String = serde_json::from_str(item.get()).unwrap_or_default();
+    let mut parts = text.splitn(3, ':').map(|part| serde_json::value::to_raw_value(part).unwrap_or_default());
+    let mut fields: Fields =
+        ["task_name", "uuid"].into_iter().zip(parts.by_ref()).map(|(name, part)| (name.to_owned(), part)).collect();
+    let priority = text.rsplit(':').next().and_then(|part| RawValue::from_string(part.to_owned()).ok());
+    fields.extend(priority.map(|priority| ("priority".to_owned(), priority)));
+    fields
+}
+
+/// Replaces what a plugin named. An answer that does not fit changes nothing, and is told.
+pub(crate) fn replace(record: &mut Record, trigger: Trigger, fields: Fields) {
+    if let Err(error) = record.replace(fields) {
+        tracing::warn!(%trigger, task = &*record.task.name, uuid = %record.task.uuid, "an answer was left out: {error}");
+    }
+}
+
+/// Replaces what the object that a plugin answered names.
+pub(crate) fn replace_whole(record: &mut Record, trigger: Trigger, answer: Option<Box<RawValue>>) {
+    let Some(answer) = answer else { return };
+    match fields_of(&answer) {
+        Some(fields) => replace(record, trigger, fields),
+        None => tracing::warn!(%trigger, "the answer is no object; nothing was replaced: {answer}"),
+    }
+}

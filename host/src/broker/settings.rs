@@ -1,0 +1,37 @@
+//! How a backend is to be opened.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::url::BrokerUrl;
+
+/// How a backend is to be opened. [`crate::Settings`] says these for an application.
+#[derive(Debug, Clone)]
+pub struct BrokerSettings {
+    /// Where.
+    pub url: BrokerUrl,
+    /// The project: tasks of one are unknown to another. `QueueTasks` is QTasks' own default.
+    pub name: Arc<str>,
+    /// How long a worker's beat may stop before its tasks are taken over. It beats three times in this time.
+    pub lease: Duration,
+    /// After how many lost workers a task is set aside: it may be what ends them.
+    pub max_losses: u32,
+    /// Redis: how long a task of a Python worker may stand still before it is taken over. `None`: for ever, since a Python worker has no
+    /// beat that would tell a dead one from a slow one.
+    pub recover_foreign_after: Option<Duration>,
+}
+
+impl BrokerSettings {
+    /// The defaults, for this URL.
+    #[must_use]
+    pub fn new(url: BrokerUrl) -> Self {
+        Self { url, name: "QueueTasks".into(), lease: Duration::from_secs(10), max_losses: 3, recover_foreign_after: None }
+    }
+
+    /// The file that is used where nothing is said: `tasks.db` in the state directory.
+    #[must_use]
+    pub fn default_url(state_dir: &std::path::Path) -> BrokerUrl {
+        BrokerUrl::Sqlite(PathBuf::from(state_dir).join("tasks.db"))
+    }
+}

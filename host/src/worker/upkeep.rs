@@ -1,0 +1,42 @@
+//! What a worker does now and then: say that it is there, take over what lost workers held, remove what is old.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::settings::WorkerSettings;
+use super::{Shared, chain};
+
+/// QTasks' clients take a project for dead 20 seconds after it last spoke.
+const SAY_RUNNING: Duration = Duration::from_secs(7);
+const PRUNE: Duration = Duration::from_secs(60);
+
+/// Never ends by itself. What fails is told, and tried again the next time.
+pub(super) async fn run(shared: Arc<Shared>, settings: WorkerSettings) {
+    let mut say_running = interval(SAY_RUNNING);
+    let mut look_for_lost = interval(settings.look_for_lost);
+    let mut prune = interval(PRUNE);
+    for interval in [&mut say_running, &mut look_for_lost, &mut prune] {
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    }
+    let store = &shared.store;
+    loop {
+        let done = tokio::select! {
+            _ = say_running.tick() => store.global_config().set_status().await,
+            _ = look_for_lost.tick() => store.running_older_tasks(&shared.info).await.map(|count| {
+                if count > 0 {
+                    tracing::warn!("{count} tasks of lost workers wait again");
+                }
+            }),
+            _ = prune.tick() => store.backend().prune(settings.keep_results, settings.keep_decisions).await.map(|count| {
+                if count > 0 {
+                    tracing::debug!("{count} old results were removed");
+                }
+            }),
+        };
+        if let Err(error) = done {
+            tracing::warn!("upkeep of the broker: {}", chain(&error));
+        }
+    }
+}
