@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::broker::url::Synchronous;
 use crate::broker::{BrokerSettings, BrokerUrl};
 use crate::nearest::nearest_in;
 use crate::plugin::trust::signature::TrustedKey;
@@ -327,9 +328,10 @@ fn read_file(path: &Path) -> Result<toml::Table, SettingsError> {
         }
     }
     if let Some(toml::Value::String(written)) = table.get_mut("broker")
-        && let Ok(BrokerUrl::Sqlite(file)) = written.parse()
+        && let Ok(BrokerUrl::Sqlite { path, synchronous }) = written.parse()
     {
-        *written = format!("sqlite:{}", directory.join(file).to_string_lossy());
+        let parameters = if synchronous == Synchronous::Full { "?synchronous=full" } else { "" };
+        *written = format!("sqlite:{}{parameters}", directory.join(path).to_string_lossy());
     }
     Ok(table)
 }

@@ -1,10 +1,9 @@
 //! How a backend is to be opened.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::url::BrokerUrl;
+use super::url::{BrokerUrl, Synchronous};
 
 /// How a backend is to be opened. [`crate::Settings`] says these for an application.
 #[derive(Debug, Clone)]
@@ -32,6 +31,6 @@ impl BrokerSettings {
     /// The file that is used where nothing is said: `tasks.db` in the state directory.
     #[must_use]
     pub fn default_url(state_dir: &std::path::Path) -> BrokerUrl {
-        BrokerUrl::Sqlite(PathBuf::from(state_dir).join("tasks.db"))
+        BrokerUrl::Sqlite { path: state_dir.join("tasks.db"), synchronous: Synchronous::Normal }
     }
 }
