@@ -325,16 +325,12 @@ async fn partial_answers_replace_only_the_arguments_they_name() {
 }
 
 #[tokio::test]
-async fn replaced_arguments_of_another_shape_are_an_error_of_the_task_that_is_not_intercepted() {
-    let app = TestApp::with(&["scripted", "documented_example"])
-        .set("intercept = 'all'")
-        .answer("scripted", "task_executor_args_replace", r#"{"args": {}}"#)
-        .start()
-        .await;
-    let report = app.run("echo", json!([1]), json!({})).await;
-    let decisions: Vec<_> = report.decisions.iter().map(|decision| (decision.trigger.name(), &*decision.by.name)).collect();
-    assert_eq!(decisions, [("task_executor_args_replace", "scripted")], "nobody was asked about the error");
-    assert_says(&report.error.expect("an error").message, &["args is {}; expected a JSON list"]);
+async fn replaced_arguments_of_another_shape_are_left_out_and_the_task_runs_with_its_own() {
+    for answer in [r#"{"args": {}}"#, r#"{"kw": 3}"#, r#"{"args": [7], "kw": []}"#] {
+        let app = TestApp::with(&["scripted"]).answer("scripted", "task_executor_args_replace", answer).start().await;
+        let report = app.run("echo", json!([1]), json!({"b": 2})).await;
+        assert_eq!(returning(&report), r#"{"args":[1],"kwargs":{"b":2}}"#, "{answer}");
+    }
 }
 
 #[tokio::test]

@@ -17,6 +17,8 @@ use crate::plugin::{
 };
 use crate::settings::Settings;
 use crate::shown::shown;
+use crate::starter::{Ran, Starter};
+use crate::stats::Stats;
 use crate::task::{Middleware, Task, TaskExecutor, TaskLimits, TaskRegistry, TaskRegistryError, TaskReport};
 use crate::trigger::Dispatcher;
 use crate::worker::{Worker, WorkerSettings};
@@ -95,6 +97,18 @@ pub enum StartError {
     Lost(String),
 }
 
+/// Why an application does not run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// It does not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// Its broker cannot be used.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+}
+
 impl App {
     /// An application with these settings, without tasks.
     #[must_use]
@@ -143,6 +157,30 @@ impl App {
         self
     }
 
+    /// Registers a task that yields several results: what `function` gives is iterated on a thread where waiting is allowed, and the
+    /// task's result is the list of what came. The first error ends the task. Once nobody waits any more, no further item is asked for.
+    ///
+    /// ```
+    /// # use qtasks_host::{App, Settings, TaskError};
+    /// # let mut app = App::new(Settings::default());
+    /// app.generator_task("lines", |_ctx, (path,): (String,), (): ()| {
+    ///     let text = std::fs::read_to_string(path)?;
+    ///     Ok::<_, TaskError>(text.lines().map(|line| Ok(line.to_owned())).collect::<Vec<_>>())
+    /// });
+    /// ```
+    pub fn generator_task<F, A, K, I, T, E>(&mut self, name: &str, function: F) -> &mut Self
+    where
+        F: Fn(TaskContext, A, K) -> Result<I, E> + Send + Sync + 'static,
+        A: DeserializeOwned,
+        K: DeserializeOwned,
+        I: IntoIterator<Item = Result<T, E>>,
+        T: Serialize,
+        E: Into<TaskError>,
+    {
+        self.tasks.generator(name, TaskLimits::default(), function);
+        self
+    }
+
     /// Links a plugin in, asked for `triggers`. Its settings are `[plugins.NAME]` as for any other; no library is loaded.
     pub fn add_plugin<P: Export>(&mut self, triggers: Triggers) -> &mut Self {
         self.linked_in.push(Box::new(move |loader, others| {
@@ -161,6 +199,25 @@ impl App {
     pub fn middleware(&mut self, middleware: impl Middleware) -> &mut Self {
         self.middlewares.push(Box::new(middleware));
         self
+    }
+
+    /// Starts, opens the broker of the settings, and runs a worker until SIGTERM or Ctrl-C: then nothing more is begun, what runs may
+    /// end, and a second signal stops at once. Everything in between is [`App::start`], [`Running::starter`] and [`Starter::run`].
+    ///
+    /// ```no_run
+    /// # use qtasks_host::{App, Settings, TaskContext, TaskError};
+    /// # async fn main_() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut app = App::new(Settings { broker: Some("sqlite:tasks.db".parse()?), ..Settings::default() });
+    /// app.task("add", async |_ctx: TaskContext, (a, b): (i64, i64), _kwargs: ()| Ok::<_, TaskError>(a + b));
+    /// app.run().await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`RunError`].
+    pub async fn run(self) -> Result<Ran, RunError> {
+        Ok(self.start().await?.starter().await?.run().await?)
     }
 
     /// Loads the plugins, completes the tasks, and is ready to run. A plugin library that is refused stops nothing: see
@@ -211,6 +268,7 @@ impl App {
         check_names(&settings, &loaded, &linked_names)?;
         let registry = Registry::new(loaded.plugins)?;
         let tasks = tasks.complete(&registry, &settings.tasks, &settings.state_dir, settings.safe_mode)?;
+        warn_of_retries(&settings, &tasks);
         let dispatcher = Arc::new(Dispatcher::new(registry, &settings.triggers));
         let executor = Arc::new(TaskExecutor::new(tasks, dispatcher, middlewares, settings.executor()));
         Ok(Running { executor, broker: settings.broker(), worker: settings.worker(), reports: loaded.reports })
@@ -234,13 +292,25 @@ fn check_names(settings: &Settings, loaded: &Loaded, linked_names: &[String]) ->
     Ok(())
 }
 
+/// Retries that would silently never happen.
+fn warn_of_retries(settings: &Settings, tasks: &TaskRegistry) {
+    for (name, task) in &settings.tasks {
+        for kind in task.retry_on.iter().flatten() {
+            if let Some(meant) = settings.error_kinds.meant_by(kind) {
+                tracing::warn!(
+                    "[tasks.{name}] retry_on: no error kind {kind} is known, only {meant}; yours belong to [error_kinds]"
+                );
+            }
+        }
+        let retries = task.retry_on.is_some() || task.retry_delay.is_some() || task.retry_backoff.is_some();
+        if retries && tasks.get(name).is_some_and(|function| function.limits().attempts.is_none()) {
+            tracing::warn!("[tasks.{name}]: without `attempts`, only tasks that say their own are tried again");
+        }
+    }
+}
+
 /// How often the start looks whether a plugin is late.
 const WATCH: Duration = Duration::from_millis(50);
-/// A plugin gets this long to stop.
-const STOP_DEADLINE: Duration = Duration::from_secs(5);
-/// A process that missed it is killed within this time.
-const GRACE: Duration = Duration::from_secs(1);
-
 /// A started application.
 #[derive(Debug)]
 pub struct Running {
@@ -284,6 +354,33 @@ impl Running {
         Worker::new(Arc::clone(&self.executor), store, self.worker)
     }
 
+    /// What runs this application as a worker over the broker of the settings.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`]; the plugins are stopped then.
+    pub async fn starter(self) -> Result<Starter, BrokerError> {
+        match self.open_broker().await {
+            Ok(store) => Ok(self.starter_over(store)),
+            Err(error) => {
+                self.stop().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// What runs this application as a worker over `store`.
+    #[must_use]
+    pub fn starter_over(self, store: Arc<Store>) -> Starter {
+        Starter::new(self.executor, store, self.worker)
+    }
+
+    /// What this application is and does, for people and programs to look at.
+    #[must_use]
+    pub fn stats(&self, store: Arc<Store>) -> Stats {
+        Stats::new(Arc::clone(&self.executor), store, self.worker, &self.reports)
+    }
+
     /// Runs one task to its end, all its attempts, with no broker.
     pub async fn run(&self, task: Task) -> TaskReport {
         crate::worker::run_to_end(&self.executor, task).await
@@ -291,17 +388,6 @@ impl Running {
 
     /// Stops the plugins. What still runs in them keeps its plugin alive; nothing is unloaded.
     pub async fn stop(self) {
-        for plugin in self.executor.dispatcher().registry().plugins() {
-            let stopping = Arc::clone(plugin);
-            let stopped = tokio::task::spawn_blocking(move || stopping.stop(STOP_DEADLINE));
-            let said = match tokio::time::timeout(STOP_DEADLINE + GRACE, stopped).await {
-                Ok(Ok(Ok(()))) => continue,
-                Ok(Ok(Err(said))) => said,
-                Ok(Err(error)) => error.to_string(),
-                // Its thread is left to itself: nobody can end it.
-                Err(_) => format!("did not stop within {} s", STOP_DEADLINE.as_secs()),
-            };
-            tracing::warn!(plugin = plugin.name(), "the plugin did not stop cleanly: {said}");
-        }
+        self.executor.dispatcher().registry().stop().await;
     }
 }

@@ -8,12 +8,15 @@
 //!
 //! 1. [`App::new`] with [`Settings`], [`App::task`] for each task, [`App::add_plugin`] for plugins that are linked in.
 //! 2. [`App::start`] loads the plugin directory; [`Running::plugin_reports`] says what became of each file.
-//! 3. [`Running::run`] runs one task to its end, or [`Running::worker`] takes them from a [`broker`].
-//! 4. [`Running::stop`] stops the plugins. Nothing is ever unloaded.
+//! 3. [`Running::run`] runs one task to its end, or [`Running::starter`] runs a worker that takes them from a [`broker`];
+//!    [`QueueTasks`] adds tasks to it, from here or from anywhere.
+//! 4. [`Running::stop`] stops the plugins, or [`starter::Starter::run`] at its end. Nothing is ever unloaded.
+//!
+//! [`App::run`] is all of it until a signal says stop.
 //!
 //! # Rooms
 //!
-//! Imports run downwards only: [`app`] → [`worker`] → [`broker`] → [`task`] → [`trigger`] → [`plugin`].
+//! Imports run downwards only: [`app`] → [`starter`], [`stats`] → [`queue_tasks`] → [`worker`] → [`broker`] → [`task`] → [`trigger`] → [`plugin`].
 
 mod nearest;
 mod shown;
@@ -23,13 +26,17 @@ pub mod broker;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod plugin;
+pub mod queue_tasks;
 pub mod settings;
+pub mod starter;
+pub mod stats;
 pub mod task;
 pub mod trigger;
 pub mod worker;
 
-pub use app::{App, Running, StartError};
+pub use app::{App, RunError, Running, StartError};
 pub use plugin::Triggers;
+pub use queue_tasks::QueueTasks;
 pub use settings::Settings;
 pub use shown::{Shown, shown};
 pub use task::{Status, Task, TaskCancelError, TaskContext, TaskError, TaskPluginTriggerError, TaskReport};

@@ -13,7 +13,7 @@ use crate::nearest::nearest_in;
 use crate::plugin::trust::signature::TrustedKey;
 use crate::plugin::{LoadPolicy, PluginSettings, Strictness, TrustPolicy};
 use crate::shown::shown;
-use crate::task::{ExecutorSettings, Intercept, TaskSettings};
+use crate::task::{ErrorKinds, ExecutorSettings, Intercept, TaskSettings};
 use crate::trigger::{Trigger, TriggerSettings};
 use crate::worker::WorkerSettings;
 
@@ -41,13 +41,14 @@ use crate::worker::WorkerSettings;
 /// recover_foreign_after = 3600.0  # Redis: seconds after which a task left by a Python worker is taken over; never without it
 /// max_time = 30.0                 # seconds for one attempt; no limit without it
 /// max_attempts = 5                # runs that a plugin's retry_after may lead to
-/// max_retry_delay = 3600.0        # seconds
+/// max_retry_delay = 3600.0        # seconds; longest delay before a retry, a plugin's or with back-off
 /// intercept = "plugin-errors"     # or "all": ask the plugins about every failure
 /// log = "info"                    # error, warn, info, debug, trace, or a filter such as "warn,plugin=debug"
 ///
 /// [plugins.fallback]              # see PluginSettings
 /// [tasks.count_words]             # see TaskSettings
 /// [triggers.task_executor_run_task_trigger_error]   # see TriggerSettings
+/// [error_kinds]                   # see ErrorKinds
 /// ```
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -102,7 +103,7 @@ pub struct Settings {
     pub max_time: Option<Duration>,
     /// Runs that a plugin's `retry_after` may lead to, where the task does not say.
     pub max_attempts: u32,
-    /// Longest delay that `retry_after` gets.
+    /// Longest delay that `retry_after` and `retry_backoff` get.
     #[serde(deserialize_with = "crate::plugin::settings::seconds")]
     pub max_retry_delay: Duration,
     /// Which failures the plugins are asked about.
@@ -115,6 +116,8 @@ pub struct Settings {
     pub tasks: BTreeMap<String, TaskSettings>,
     /// By trigger.
     pub triggers: BTreeMap<Trigger, TriggerSettings>,
+    /// The operator's own error kinds.
+    pub error_kinds: ErrorKinds,
 }
 
 impl Default for Settings {
@@ -148,6 +151,7 @@ impl Default for Settings {
             plugins: BTreeMap::new(),
             tasks: BTreeMap::new(),
             triggers: BTreeMap::new(),
+            error_kinds: executor.error_kinds,
         }
     }
 }
@@ -303,6 +307,7 @@ impl Settings {
             max_attempts: self.max_attempts,
             max_retry_delay: self.max_retry_delay,
             intercept: self.intercept,
+            error_kinds: self.error_kinds.clone(),
         }
     }
 }
@@ -391,6 +396,11 @@ mod tests {
             ("triggers.worker_strat.answers = 'first'", "unknown trigger `worker_strat`"),
             ("intercept = 'al'", "did you mean `all`?"),
             ("concurrency = 0", "expected at least 1"),
+            ("tasks.a.retry_om = ['TimeoutError']", "did you mean `retry_on`?"),
+            ("tasks.a.retry_delay = -1", "retry_delay is -1; expected a number of seconds, 0 or more"),
+            ("tasks.a.retry_backoff = 0.5", "retry_backoff is 0.5; expected a number, 1 or more"),
+            ("error_kinds = { A = 'B', B = 'A' }", "A is a kind of itself"),
+            ("error_kinds.MyError = 'ConectionError'", "did you mean `ConnectionError`?"),
         ] {
             let error = given(&[assignment]).expect_err(assignment).to_string();
             assert!(error.contains(said), "{assignment}: {error}");

@@ -2,6 +2,7 @@
 //! one task with all its steps ([`executor`]).
 
 pub mod command;
+pub mod error_kinds;
 pub mod executor;
 pub mod function;
 pub mod middleware;
@@ -10,6 +11,7 @@ pub mod registry;
 pub mod report;
 pub mod settings;
 
+pub use error_kinds::{ErrorKinds, ErrorKindsError};
 pub use executor::{Ended, Execution, ExecutorSettings, TaskExecutor};
 pub use function::{BoxFuture, TaskFunction, TaskLimits};
 pub use middleware::Middleware;

@@ -103,10 +103,13 @@ impl Worker {
     pub async fn run(&self, reports: Option<mpsc::Sender<TaskReport>>) -> Result<Worked, BrokerError> {
         let store = &self.shared.store;
         let cancellations = store.backend().attach().await?;
-        store.global_config().set_status().await?;
         self.fire(Trigger::WorkerStart).await;
         store.started(&self.shared.info).await;
-        let upkeep = tokio::spawn(upkeep::run(Arc::clone(&self.shared), self.settings));
+        // Before the first task, so that nobody finds a result of a project that seems to have no worker.
+        upkeep::say_running(store).await;
+        // In a set, so that it ends with this future, also where that is dropped.
+        let mut upkeep = JoinSet::new();
+        upkeep.spawn(upkeep::run(Arc::clone(&self.shared), self.settings));
         let (finishing, finisher) = finisher::start(Arc::clone(&self.shared), reports, self.stop.clone());
 
         let mut lanes = Lanes::new(Arc::clone(&self.shared), finishing, self.settings);
@@ -124,7 +127,7 @@ impl Worker {
         if let Err(error) = finisher.await {
             tracing::error!("the finisher ended: {error}");
         }
-        upkeep.abort();
+        upkeep.shutdown().await;
         let given_back = match store.backend().detach().await {
             Ok(given_back) => given_back,
             Err(error) => {

@@ -62,6 +62,36 @@ struct ModelKwargs<'a> {
     model: &'a Record,
 }
 
+/// What is written to which record.
+struct Update {
+    uuid: Uuid,
+    fields: Fields,
+}
+
+/// `kw` of an update: the record's key in QTasks' storage, and its fields.
+#[derive(Serialize)]
+struct Kw {
+    name: String,
+    mapping: Fields,
+}
+
+impl Kw {
+    /// What an answer makes of it: a `mapping` in it replaces the fields that it names. `None`: the answer does not fit.
+    fn replaced(&self, answer: &RawValue, project: &str) -> Option<(Self, Update)> {
+        let mut given = fields_of(answer)?;
+        let name = match given.remove("name") {
+            Some(name) => serde_json::from_str(name.get()).ok()?,
+            None => self.name.clone(),
+        };
+        let uuid = name.strip_prefix(project)?.strip_prefix(':')?.parse().ok()?;
+        let mut mapping = self.mapping.clone();
+        if let Some(given) = given.remove("mapping") {
+            mapping.extend(fields_of(&given)?);
+        }
+        Some((Self { name, mapping: mapping.clone() }, Update { uuid, fields: mapping }))
+    }
+}
+
 impl Store {
     /// The tasks of `project` in `backend`.
     #[must_use]
@@ -112,27 +142,14 @@ impl Store {
     ///
     /// [`BrokerError`].
     pub async fn add(&self, mut records: Vec<Record>) -> Result<Vec<Record>, BrokerError> {
-        #[derive(Serialize)]
-        struct StorageAdd<'a> {
-            storage: &'a Component,
-            uuid: Uuid,
-            task_status: TaskStatus,
-        }
         for record in &mut records {
             self.ask_about_model(Trigger::BrokerAddBefore, record).await;
             if self.asks(Trigger::StorageAdd) {
-                let kwargs = StorageAdd { storage: &self.storage, uuid: record.task.uuid, task_status: record.status };
-                let mut answered = self.fire(Trigger::StorageAdd, &kwargs).await;
-                let mut fields = Fields::new();
-                fields.extend(answered.take("uuid").map(|uuid| ("uuid".to_owned(), uuid)));
-                if let Some(status) = answered.take("task_status") {
-                    // The status alone, or a record that has one.
-                    match fields_of(&status) {
-                        Some(given) => fields.extend(given),
-                        None => drop(fields.insert("status".to_owned(), status)),
-                    }
-                }
-                replace(record, Trigger::StorageAdd, fields);
+                self.ask_about_new(record).await;
+            }
+            if record.status != TaskStatus::New {
+                tracing::warn!(uuid = %record.task.uuid, "a plugin made a new task {}; it is added as new", record.status.name());
+                record.status = TaskStatus::New;
             }
         }
         self.backend.add(records.clone()).await?;
@@ -142,6 +159,22 @@ impl Store {
             }
         }
         Ok(records)
+    }
+
+    async fn ask_about_new(&self, record: &mut Record) {
+        #[derive(Serialize)]
+        struct StorageAdd<'a> {
+            storage: &'a Component,
+            uuid: Uuid,
+            task_status: &'a Record,
+        }
+        let trigger = Trigger::StorageAdd;
+        let kwargs = StorageAdd { storage: &self.storage, uuid: record.task.uuid, task_status: record };
+        let mut answered = self.fire(trigger, &kwargs).await;
+        let uuid = answered.take("uuid");
+        replace_whole(record, trigger, answered.take("task_status"));
+        // After the record, which may come back whole with the uuid that it had.
+        replace(record, trigger, uuid.map(|uuid| ("uuid".to_owned(), uuid)).into_iter().collect());
     }
 
     /// Takes up to `most` tasks for `worker`; waits until there is one. An empty list: there will be no more.
@@ -179,11 +212,14 @@ impl Store {
                 replace(record, Trigger::BrokerAddWorker, fields_in(answered));
             }
             if self.asks(Trigger::BrokerUpdate) || self.asks(Trigger::StorageUpdate) {
-                let mapping = serde_json::json!({"status": record.status, "updated_at": record.updated_at});
-                let changed = self.ask_about_update(lease.uuid, mapping).await;
-                if let Some(changed) = changed {
-                    self.backend.update(lease.uuid, changed.clone()).await?;
-                    replace(record, Trigger::StorageUpdate, changed);
+                let now = serde_json::value::to_raw_value(&record.updated_at).unwrap_or_default();
+                let status = serde_json::value::to_raw_value(&record.status).unwrap_or_default();
+                let mapping = [("status".to_owned(), status), ("updated_at".to_owned(), now)].into();
+                if let Some(Update { uuid, fields }) = self.ask_about_update(lease.uuid, mapping).await {
+                    self.backend.update(uuid, fields.clone()).await?;
+                    if uuid == lease.uuid {
+                        replace(record, Trigger::StorageUpdate, fields);
+                    }
                 }
             }
         }
@@ -195,27 +231,28 @@ impl Store {
     /// # Errors
     ///
     /// [`BrokerError`].
-    pub async fn update(&self, uuid: Uuid, mut fields: Fields) -> Result<bool, BrokerError> {
+    pub async fn update(&self, uuid: Uuid, fields: Fields) -> Result<bool, BrokerError> {
+        let mut update = Update { uuid, fields };
         if self.asks(Trigger::BrokerUpdate) || self.asks(Trigger::StorageUpdate) {
-            let changed = self.ask_about_update(uuid, serde_json::json!(fields)).await;
-            fields = changed.unwrap_or(fields);
+            let changed = self.ask_about_update(uuid, update.fields.clone()).await;
+            update = changed.unwrap_or(update);
         }
-        self.backend.update(uuid, fields).await
+        self.backend.update(update.uuid, update.fields).await
     }
 
-    /// Asks about an update; gives the mapping, if a plugin replaced it.
-    async fn ask_about_update(&self, uuid: Uuid, mapping: serde_json::Value) -> Option<Fields> {
+    /// Asks about an update; gives what a plugin made of it, if one did.
+    async fn ask_about_update(&self, uuid: Uuid, mapping: Fields) -> Option<Update> {
         #[derive(Serialize)]
         struct BrokerUpdate<'a> {
             broker: &'a Component,
-            kw: &'a serde_json::Value,
+            kw: &'a Kw,
         }
         #[derive(Serialize)]
         struct StorageUpdate<'a> {
             storage: &'a Component,
-            kw: &'a serde_json::Value,
+            kw: &'a Kw,
         }
-        let mut kw = serde_json::json!({"name": format!("{}:{uuid}", self.project), "mapping": mapping});
+        let mut kw = Kw { name: format!("{}:{uuid}", self.project), mapping };
         let mut changed = None;
         for trigger in [Trigger::BrokerUpdate, Trigger::StorageUpdate] {
             let mut answered = match trigger {
@@ -223,13 +260,15 @@ impl Store {
                 _ => self.fire(trigger, &StorageUpdate { storage: &self.storage, kw: &kw }).await,
             };
             let Some(answer) = answered.take("kw") else { continue };
-            let mapping = fields_of(&answer).and_then(|mut given| given.remove("mapping")).and_then(|given| fields_of(&given));
-            match mapping {
-                Some(mapping) => {
-                    kw["mapping"] = serde_json::json!(mapping);
-                    changed = Some(mapping);
+            match kw.replaced(&answer, &self.project) {
+                Some((replaced, update)) => (kw, changed) = (replaced, Some(update)),
+                None => {
+                    let project = &self.project;
+                    tracing::warn!(
+                        %trigger,
+                        "nothing was replaced: expected a `name` \"{project}:UUID\", an object `mapping`, or both, not {answer}"
+                    );
                 }
-                None => tracing::warn!(%trigger, "the answer has no object `mapping`; nothing was replaced: {answer}"),
             }
         }
         changed

@@ -14,8 +14,6 @@ pub struct GlobalConfig<'a> {
     store: &'a Store,
 }
 
-const COMPONENT: Component = Component::named("GlobalConfig");
-
 /// kwargs of the triggers that carry the component alone.
 #[derive(Serialize)]
 struct Kwargs {
@@ -29,7 +27,12 @@ struct GetKwargs<'a, T> {
     get: &'a T,
 }
 
+const COMPONENT: Component = GlobalConfig::COMPONENT;
+
 impl<'a> GlobalConfig<'a> {
+    /// The component as plugins see it.
+    pub(crate) const COMPONENT: Component = Component::named("GlobalConfig");
+
     pub(super) const fn new(store: &'a Store) -> Self {
         Self { store }
     }

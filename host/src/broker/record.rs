@@ -189,6 +189,48 @@ pub struct FieldError {
     expected: &'static str,
 }
 
+/// The names that no field of others may have.
+const OWN_FIELDS: &[&str] = &[
+    "uuid",
+    "task_name",
+    "name",
+    "priority",
+    "args",
+    "kwargs",
+    "kw",
+    "created_at",
+    "updated_at",
+    "status",
+    "due",
+    "attempt",
+    "attempts",
+    "max_time",
+    "returning",
+    "error",
+    "traceback",
+    "cancel_reason",
+    "dead_letter",
+    "original_error",
+    "resolved_by",
+    "retry",
+    "retry_parent_uuid",
+    "retry_child_uuid",
+    "losses",
+    "history",
+];
+
+impl FieldError {
+    fn new(field: &str, found: &RawValue, expected: &'static str) -> Self {
+        Self { field: field.to_owned(), found: found.get().chars().take(60).collect(), expected }
+    }
+}
+
+impl From<Task> for Record {
+    fn from(task: Task) -> Self {
+        Self::new(task)
+    }
+}
+
 impl Record {
     /// A task that is to wait from now on.
     #[must_use]
@@ -219,6 +261,19 @@ impl Record {
     pub fn after(mut self, delay: Duration) -> Self {
         self.due = (!delay.is_zero()).then(|| unix_now() + delay.as_secs_f64());
         self
+    }
+
+    /// Adds fields of others, in the place of those that they name. All or none.
+    ///
+    /// # Errors
+    ///
+    /// [`FieldError`] when one has the name of a record's own field.
+    pub fn add_extras(&mut self, extras: Fields) -> Result<(), FieldError> {
+        if let Some((name, value)) = extras.iter().find(|(name, _)| OWN_FIELDS.contains(&name.as_str())) {
+            return Err(FieldError::new(name, value, "a field that is not a record's own"));
+        }
+        self.extras.extend(extras);
+        Ok(())
     }
 
     /// The record of a task that will not run again.
@@ -287,17 +342,9 @@ impl Record {
 
     fn replace_one(&mut self, name: String, value: Box<RawValue>) -> Result<(), FieldError> {
         fn read<'a, T: Deserialize<'a>>(name: &str, value: &'a RawValue, expected: &'static str) -> Result<T, FieldError> {
-            serde_json::from_str(value.get()).map_err(|_| FieldError {
-                field: name.to_owned(),
-                found: value.get().chars().take(60).collect(),
-                expected,
-            })
+            serde_json::from_str(value.get()).map_err(|_| FieldError::new(name, value, expected))
         }
-        let wrong = |found: &RawValue, expected| FieldError {
-            field: name.clone(),
-            found: found.get().chars().take(60).collect(),
-            expected,
-        };
+        let wrong = |found: &RawValue, expected| FieldError::new(&name, found, expected);
         match name.as_str() {
             "uuid" => {
                 const EXPECTED: &str = "a uuid of version 4";
@@ -370,5 +417,22 @@ mod tests {
             assert!(error.contains(said), "{error}");
         }
         assert_eq!(record.task.priority, 5, "all or none");
+    }
+
+    #[test]
+    fn extra_fields_may_have_any_name_but_a_records_own() {
+        let mut record = Record::new(Task::new("add").expect("a name"));
+        record.add_extras(fields(r#"{"note": 1, "owner": "ann"}"#)).expect("names of others");
+        record.add_extras(fields(r#"{"note": 2}"#)).expect("a name of others");
+        for own in OWN_FIELDS {
+            let error = record.add_extras(fields(&format!(r#"{{"note": 3, "{own}": 1}}"#))).expect_err(own).to_string();
+            assert_eq!(error, format!("{own} is 1; expected a field that is not a record's own"));
+            // Whatever a record does with a field of its own, it does not keep it as somebody else's.
+            let _ = record.replace(fields(&format!(r#"{{"{own}": 1}}"#)));
+        }
+        assert_eq!(serde_json::to_string(&record.extras).expect("JSON"), r#"{"note":2,"owner":"ann"}"#);
+        let json = serde_json::to_value(&record).expect("JSON");
+        let known = |name: &&String| OWN_FIELDS.contains(&name.as_str()) || ["note", "owner"].contains(&name.as_str());
+        assert!(json.as_object().expect("an object").keys().all(|name| known(&name)), "{json}");
     }
 }

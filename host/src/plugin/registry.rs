@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use qtasks_plugin_api::Trigger;
 use qtasks_plugin_api::manifest::{GLOBAL, Mode};
@@ -67,6 +68,11 @@ impl Default for Registry {
     }
 }
 
+/// A plugin gets this long to stop.
+const STOP_DEADLINE: Duration = Duration::from_secs(5);
+/// A process that missed it is killed within this time.
+const GRACE: Duration = Duration::from_secs(1);
+
 /// A subscription's place: plugins that name the trigger, then global ones; by priority, then by name.
 type Place = (bool, std::cmp::Reverse<i64>, Arc<str>, u32);
 
@@ -103,6 +109,22 @@ impl Registry {
     #[must_use]
     pub fn plugins(&self) -> &[Arc<Plugin>] {
         &self.plugins
+    }
+
+    /// Stops the plugins. What still runs in them keeps its plugin alive; nothing is unloaded.
+    pub async fn stop(&self) {
+        for plugin in &self.plugins {
+            let stopping = Arc::clone(plugin);
+            let stopped = tokio::task::spawn_blocking(move || stopping.stop(STOP_DEADLINE));
+            let said = match tokio::time::timeout(STOP_DEADLINE + GRACE, stopped).await {
+                Ok(Ok(Ok(()))) => continue,
+                Ok(Ok(Err(said))) => said,
+                Ok(Err(error)) => error.to_string(),
+                // Its thread is left to itself: nobody can end it.
+                Err(_) => format!("did not stop within {} s", STOP_DEADLINE.as_secs()),
+            };
+            tracing::warn!(plugin = plugin.name(), "the plugin did not stop cleanly: {said}");
+        }
     }
 
     /// The tasks that plugins provide, by name.

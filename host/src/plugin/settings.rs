@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use qtasks_plugin_api::Trigger;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::trust::TrustSetting;
 
@@ -69,7 +69,7 @@ impl Default for PluginSettings {
 }
 
 /// Where a plugin's code runs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Isolation {
     /// In the host: fast, and a crash of it is a crash of the host.

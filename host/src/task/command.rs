@@ -20,7 +20,7 @@ const MAX_OUTPUT: usize = 16 << 20;
 /// How much of the end of standard error is kept: 4 KiB.
 const KEPT_STDERR: usize = 4 << 10;
 /// `type` of a command that could not be run or whose output is no result.
-const COMMAND_ERROR: &str = "CommandError";
+pub const COMMAND_ERROR: &str = "CommandError";
 
 /// Why a declared command is none.
 #[derive(Debug, thiserror::Error)]

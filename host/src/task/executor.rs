@@ -10,7 +10,8 @@ use qtasks_plugin_api::{Directive, ErrorBody, TaskError, Trigger};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::function::{TaskFunction, TaskLimits, panicked};
+use super::error_kinds::ErrorKinds;
+use super::function::{TaskFunction, panicked};
 use super::middleware::Middleware;
 use super::model::Task;
 use super::registry::TaskRegistry;
@@ -21,21 +22,29 @@ use crate::trigger::{Answered, Decision, Dispatched, Dispatcher, OutcomeKind, Re
 pub const UNKNOWN_TASK_ERROR: &str = "UnknownTask";
 
 /// Limits for tasks that have none of their own.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct ExecutorSettings {
     /// Longest time for one attempt; `None` is no limit.
     pub max_time: Option<Duration>,
     /// How many runs a plugin may ask for with `retry_after`, where the task itself does not say.
     pub max_attempts: u32,
-    /// Longest delay that `retry_after` gets.
+    /// Longest delay that `retry_after` and `retry_backoff` get.
     pub max_retry_delay: Duration,
     /// Which failures the plugins are asked about.
     pub intercept: Intercept,
+    /// Which error is a kind of which, for `retry_on`.
+    pub error_kinds: ErrorKinds,
 }
 
 impl Default for ExecutorSettings {
     fn default() -> Self {
-        Self { max_time: None, max_attempts: 5, max_retry_delay: Duration::from_secs(3600), intercept: Intercept::PluginErrors }
+        Self {
+            max_time: None,
+            max_attempts: 5,
+            max_retry_delay: Duration::from_secs(3600),
+            intercept: Intercept::PluginErrors,
+            error_kinds: ErrorKinds::default(),
+        }
     }
 }
 
@@ -134,7 +143,9 @@ struct ResultKwargs<'a> {
 struct Run<'a> {
     function: &'a TaskFunction,
     info: ExecutorInfo,
-    limits: TaskLimits,
+    max_time: Option<Duration>,
+    /// Runs in all, where the task itself says so.
+    own_attempts: Option<u32>,
     original_error: Option<Box<ErrorBody>>,
     resolved_by: Option<Resolution>,
     decisions: Vec<Decision>,
@@ -158,6 +169,12 @@ impl TaskExecutor {
         &self.tasks
     }
 
+    /// Limits for tasks that have none of their own.
+    #[must_use]
+    pub fn settings(&self) -> &ExecutorSettings {
+        &self.settings
+    }
+
     /// The plugins' dispatcher.
     #[must_use]
     pub fn dispatcher(&self) -> &Arc<Dispatcher> {
@@ -173,17 +190,15 @@ impl TaskExecutor {
             return (task, Execution::failed(error, begun));
         };
         let limits = function.limits();
-        let limits = TaskLimits {
-            max_time: task.max_time.or(limits.max_time).or(self.settings.max_time),
-            attempts: task.attempts.or(limits.attempts),
-            intercept: limits.intercept,
-        };
-        let attempts = limits.attempts.unwrap_or(self.settings.max_attempts);
+        let max_time = task.max_time.or(limits.max_time).or(self.settings.max_time);
+        let own_attempts = task.attempts.or(limits.attempts);
+        let attempts = own_attempts.unwrap_or(self.settings.max_attempts);
         let info = ExecutorInfo { name: "TaskExecutor", attempt: task.attempt, attempts };
-        let mut run = Run { function, info, limits, original_error: None, resolved_by: None, decisions: Vec::new() };
+        let mut run =
+            Run { function, info, max_time, own_attempts, original_error: None, resolved_by: None, decisions: Vec::new() };
         let ended = match self.steps(&mut run, &mut task).await {
             Ok(ended) => ended,
-            Err(error) => run.raised(&task, error),
+            Err(error) => run.raised(error, &self.settings),
         };
         self.close(&mut run, &task).await;
         let Run { original_error, resolved_by, decisions, .. } = run;
@@ -193,9 +208,10 @@ impl TaskExecutor {
     /// The steps up to decoding. An error is one that the plugins are not asked about, or did not answer.
     async fn steps(&self, run: &mut Run<'_>, task: &mut Task) -> Result<Ended, TaskError> {
         self.middlewares_before(run, task).await?;
-        self.replace_arguments(run, task).await?;
+        self.replace_arguments(run, task).await;
         self.fire(run, Trigger::TaskExecutorBeforeExecute, &ExecutorKwargs { task_executor: run.info }).await;
-        let mut result = match run.function.run(task, run.info.attempts, run.limits.max_time).await {
+        let mut result = match run.function.run(task, run.info.attempts, run.max_time).await {
+            Ok(results) if run.function.is_generator() => self.replace_results(run, results).await,
             Ok(result) => self.replace_result(run, Trigger::TaskExecutorRunTask, result).await,
             Err(error) => match self.ask_plugins(run, task, error).await? {
                 Resolved::Result(result) => result,
@@ -242,7 +258,7 @@ impl TaskExecutor {
         }
     }
 
-    async fn replace_arguments(&self, run: &mut Run<'_>, task: &mut Task) -> Result<(), TaskError> {
+    async fn replace_arguments(&self, run: &mut Run<'_>, task: &mut Task) {
         #[derive(Serialize)]
         struct Kwargs<'a> {
             task_executor: ExecutorInfo,
@@ -250,14 +266,18 @@ impl TaskExecutor {
             kw: &'a RawValue,
             args_info: [(); 0],
         }
+        let trigger = Trigger::TaskExecutorArgsReplace;
         let kwargs = Kwargs { task_executor: run.info, args: &task.args, kw: &task.kwargs, args_info: [] };
-        let mut replaced = self.fire(run, Trigger::TaskExecutorArgsReplace, &kwargs).await;
+        let mut replaced = self.fire(run, trigger, &kwargs).await;
         if replaced.answer.is_some() {
             let args = replaced.take("args").map_or_else(|| Arc::clone(&task.args), Arc::from);
             let kwargs = replaced.take("kw").map_or_else(|| Arc::clone(&task.kwargs), Arc::from);
-            *task = task.clone().with_arguments(args, kwargs)?;
+            match task.clone().with_arguments(args, kwargs) {
+                Ok(replaced) => *task = replaced,
+                // A plugin's mistake is not the task's: it runs with the arguments that it came with.
+                Err(error) => tracing::warn!(%trigger, task = &*task.name, uuid = %task.uuid, "an answer was left out: {error}"),
+            }
         }
-        Ok(())
     }
 
     async fn replace_result(&self, run: &mut Run<'_>, trigger: Trigger, result: Box<RawValue>) -> Box<RawValue> {
@@ -265,9 +285,28 @@ impl TaskExecutor {
         replaced.take("result").unwrap_or(result)
     }
 
+    /// The same for the list of what a generator yielded, which stays a list.
+    async fn replace_results(&self, run: &mut Run<'_>, results: Box<RawValue>) -> Box<RawValue> {
+        #[derive(Serialize)]
+        struct Kwargs<'a> {
+            task_executor: ExecutorInfo,
+            results: &'a RawValue,
+        }
+        let trigger = Trigger::TaskExecutorRunTaskGen;
+        let mut replaced = self.fire(run, trigger, &Kwargs { task_executor: run.info, results: &results }).await;
+        match replaced.take("results") {
+            Some(replaced) if replaced.get().starts_with('[') => replaced,
+            Some(other) => {
+                tracing::warn!(%trigger, task = run.function.name(), "an answer was left out, it is no list: {other}");
+                results
+            }
+            None => results,
+        }
+    }
+
     /// Hands an error to the plugins, if it is one for them.
     async fn ask_plugins(&self, run: &mut Run<'_>, task: &Task, error: TaskError) -> Result<Resolved, TaskError> {
-        let everything = run.limits.intercept.unwrap_or(self.settings.intercept) == Intercept::All;
+        let everything = run.function.limits().intercept.unwrap_or(self.settings.intercept) == Intercept::All;
         let body = match error {
             TaskError::Plugin(body) => body,
             TaskError::Other(body) if everything => body,
@@ -338,15 +377,17 @@ struct ExecutorKwargs {
 }
 
 impl Run<'_> {
-    /// How a run ends whose error goes on: again, while the task itself asks for more attempts; else as an error.
-    fn raised(&mut self, task: &Task, error: TaskError) -> Ended {
+    /// How a run ends whose error goes on: again, while the task itself asks for more attempts after such an error; else as an error.
+    fn raised(&mut self, error: TaskError, settings: &ExecutorSettings) -> Ended {
         let body = match error {
             TaskError::Cancel { reason } => return Ended::Cancel { reason },
             TaskError::Plugin(body) | TaskError::Other(body) => body,
         };
         self.original_error.get_or_insert_with(|| body.clone());
-        if self.limits.attempts.is_some_and(|attempts| task.attempt < attempts) {
-            return Ended::Retry { after: Duration::ZERO };
+        let (limits, attempt) = (self.function.limits(), self.info.attempt);
+        let wanted = |kinds: &Arc<[String]>| kinds.iter().any(|wanted| settings.error_kinds.is_a(&body.kind, wanted));
+        if self.own_attempts.is_some_and(|attempts| attempt < attempts) && limits.retry_on.as_ref().is_none_or(wanted) {
+            return Ended::Retry { after: limits.delay_after(attempt, settings.max_retry_delay) };
         }
         Ended::Error { error: body }
     }

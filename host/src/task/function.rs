@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use qtasks_plugin_api::{
-    CancelFlag, ErrorBody, Host, PANIC_ERROR, TaskContext, TaskError, TaskInput, TaskRun, guard, read_argument, write_result,
+    CancelFlag, ErrorBody, Host, PANIC_ERROR, TaskContext, TaskError, TaskInput, TaskRun, bounds, guard, read_argument,
+    write_result,
 };
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
 
 use super::command::CommandTask;
 use super::model::{Returned, Task};
@@ -30,6 +32,8 @@ pub(super) enum Body {
     Inline(Box<SyncBody>),
     /// On a thread where waiting is allowed.
     Blocking(Arc<SyncBody>),
+    /// The same, and its result is the list of what it yields.
+    Generator(Arc<SyncBody>),
     /// On the worker's runtime.
     Async(Box<AsyncBody>),
     /// In a plugin.
@@ -38,15 +42,38 @@ pub(super) enum Body {
     Command(CommandTask),
 }
 
-/// Limits of one task; each may be absent.
-#[derive(Debug, Clone, Copy, Default)]
+/// Limits of one task; each may be absent. Times are in seconds as JSON.
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct TaskLimits {
     /// Longest time for one attempt.
+    #[serde(serialize_with = "optional_seconds")]
     pub max_time: Option<Duration>,
     /// Runs in all.
     pub attempts: Option<u32>,
+    /// Which errors are tried again while there are attempts: those of these kinds, and their children. Absent: every one.
+    pub retry_on: Option<Arc<[String]>>,
+    /// Time before the second run. Absent: none.
+    #[serde(serialize_with = "optional_seconds")]
+    pub retry_delay: Option<Duration>,
+    /// Each further delay is so many times the one before it. Absent: as long.
+    pub retry_backoff: Option<f64>,
     /// Which failures the plugins are asked about.
     pub intercept: Option<Intercept>,
+}
+
+fn optional_seconds<S: Serializer>(time: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    time.map(|time| time.as_secs_f64()).serialize(serializer)
+}
+
+impl TaskLimits {
+    /// How long to wait after the failure of `attempt`, for at most `longest`.
+    pub(super) fn delay_after(&self, attempt: u32, longest: Duration) -> Duration {
+        let first = self.retry_delay.unwrap_or_default().as_secs_f64();
+        let growth = self.retry_backoff.unwrap_or(1.0).powf(f64::from(attempt.saturating_sub(1)));
+        // No delay at all does not grow, and one that no clock could add is too long.
+        let seconds = if first > 0.0 { first * growth } else { 0.0 };
+        Duration::try_from_secs_f64(seconds).map_or(longest, |delay| delay.min(longest))
+    }
 }
 
 /// A task that can run.
@@ -79,8 +106,14 @@ impl TaskFunction {
 
     /// The task's own limits.
     #[must_use]
-    pub fn limits(&self) -> TaskLimits {
-        self.limits
+    pub fn limits(&self) -> &TaskLimits {
+        &self.limits
+    }
+
+    /// Whether its result is the list of what it yields.
+    #[must_use]
+    pub fn is_generator(&self) -> bool {
+        matches!(self.body, Body::Generator(_))
     }
 
     /// One run. A panic is an error; more than `max_time` is a `TimeoutError`.
@@ -117,7 +150,7 @@ impl TaskFunction {
     async fn start(&self, task: &Task, context: TaskContext) -> Returned {
         match &self.body {
             Body::Inline(body) => flatten(guard(|| body(&context, task.args.get(), task.kwargs.get()))),
-            Body::Blocking(body) => {
+            Body::Blocking(body) | Body::Generator(body) => {
                 let (body, args, kwargs) = (Arc::clone(body), Arc::clone(&task.args), Arc::clone(&task.kwargs));
                 let joined =
                     tokio::task::spawn_blocking(move || flatten(guard(|| body(&context, args.get(), kwargs.get())))).await;
@@ -198,6 +231,40 @@ where
     move |context, args, kwargs| {
         let returned = function(context, read_argument("args", args)?, read_argument("kwargs", kwargs)?);
         returned.map_err(Into::into).and_then(|value| write_result(&value))
+    }
+}
+
+/// A sync closure that gives something to iterate as a body.
+pub(super) fn generator_body<F, A, K, I, T, E>(
+    function: F,
+) -> impl Fn(&TaskContext, &str, &str) -> Returned + Send + Sync + 'static
+where
+    F: Fn(TaskContext, A, K) -> Result<I, E> + Send + Sync + 'static,
+    A: DeserializeOwned,
+    K: DeserializeOwned,
+    I: IntoIterator<Item = Result<T, E>>,
+    T: Serialize,
+    E: Into<TaskError>,
+{
+    move |context, args, kwargs| {
+        let items = function(context.clone(), read_argument("args", args)?, read_argument("kwargs", kwargs)?);
+        let mut list = String::from("[");
+        for item in items.map_err(Into::into)? {
+            // An endless one ends here, at its time limit or when the worker ends.
+            if context.is_cancelled() {
+                return Err(TaskError::other("TaskLost", "nobody waits for the results any more"));
+            }
+            let item = write_result(&item.map_err(Into::into)?)?;
+            if list.len() + item.get().len() > bounds::MAX_BYTES {
+                return Err(TaskError::other("ResultError", format!("more than {} bytes were yielded", bounds::MAX_BYTES)));
+            }
+            if list.len() > 1 {
+                list.push(',');
+            }
+            list.push_str(item.get());
+        }
+        list.push(']');
+        RawValue::from_string(list).map_err(|error| TaskError::other("ResultError", error.to_string()))
     }
 }
 

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::value::to_raw_value;
 
 use super::command::{CommandError, CommandTask};
-use super::function::{Body, TaskFunction, TaskLimits, async_body, sync_body};
+use super::function::{Body, TaskFunction, TaskLimits, async_body, generator_body, sync_body};
 use super::settings::TaskSettings;
 use crate::nearest::nearest;
 use crate::plugin::Registry;
@@ -110,6 +110,19 @@ impl TaskRegistry {
         self.add_application(name, limits, Body::Async(Box::new(async_body(function))));
     }
 
+    /// Adds a sync closure that gives something to iterate, which may wait: the result is the list of what it yields.
+    pub fn generator<F, A, K, I, T, E>(&mut self, name: &str, limits: TaskLimits, function: F)
+    where
+        F: Fn(TaskContext, A, K) -> Result<I, E> + Send + Sync + 'static,
+        A: DeserializeOwned,
+        K: DeserializeOwned,
+        I: IntoIterator<Item = Result<T, E>>,
+        T: Serialize,
+        E: Into<TaskError>,
+    {
+        self.add_application(name, limits, Body::Generator(Arc::new(generator_body(function))));
+    }
+
     fn add_application(&mut self, name: &str, limits: TaskLimits, body: Body) {
         self.add(name, "application", limits, body);
     }
@@ -163,6 +176,11 @@ impl TaskRegistry {
             limits.max_time = settings.max_time.or(limits.max_time);
             limits.attempts = settings.attempts.or(limits.attempts);
             limits.intercept = settings.intercept.or(limits.intercept);
+            if let Some(kinds) = &settings.retry_on {
+                limits.retry_on = Some(kinds.as_slice().into());
+            }
+            limits.retry_delay = settings.retry_delay.or(limits.retry_delay);
+            limits.retry_backoff = settings.retry_backoff.or(limits.retry_backoff);
             function.host = plain_host(&function.name, &settings.config, state_dir);
         }
         match self.twice.take() {

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Settings of one task. With `command`, the task is the command; else it is the application's or a plugin's task of this name.
 ///
@@ -11,6 +12,9 @@ use serde::Deserialize;
 /// command = ["wc", "-w"]       # arguments as JSON on its standard input, a JSON result from its standard output
 /// max_time = 10.0              # seconds for one attempt
 /// attempts = 3                 # runs in all; an error is tried again until they are used up
+/// retry_on = ["TimeoutError", "ArithmeticError"]   # only errors of these kinds and their children (see ErrorKinds); else every one
+/// retry_delay = 2.0            # seconds before the second run; else none
+/// retry_backoff = 1.5          # each further delay is so many times the one before it, up to max_retry_delay; else 1
 /// intercept = "all"            # ask the plugins about every failure, not only about plugin errors
 /// ```
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -23,6 +27,14 @@ pub struct TaskSettings {
     pub max_time: Option<Duration>,
     /// Runs in all.
     pub attempts: Option<u32>,
+    /// Which errors are tried again, by kind.
+    pub retry_on: Option<Vec<String>>,
+    /// Time before the second run.
+    #[serde(deserialize_with = "delay")]
+    pub retry_delay: Option<Duration>,
+    /// By what each further delay grows.
+    #[serde(deserialize_with = "factor")]
+    pub retry_backoff: Option<f64>,
     /// What is sent to the plugins.
     pub intercept: Option<Intercept>,
     /// What the task sees as `ctx.config()`. For a task of the application or a command.
@@ -30,7 +42,7 @@ pub struct TaskSettings {
 }
 
 /// Which failures the plugins are asked about.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Intercept {
     /// Plugin errors, as in QTasks.
@@ -40,6 +52,22 @@ pub enum Intercept {
     All,
 }
 
-fn optional_seconds<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+/// No delay at all is one, too.
+fn delay<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    let seconds = f64::deserialize(deserializer)?;
+    let delay = if seconds == 0.0 { Some(Duration::ZERO) } else { crate::plugin::settings::usable(seconds) };
+    let expected = "expected a number of seconds, 0 or more, ten years at most";
+    delay.map(Some).ok_or_else(|| D::Error::custom(format!("retry_delay is {seconds}; {expected}")))
+}
+
+fn factor<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+    let factor = f64::deserialize(deserializer)?;
+    if factor.is_finite() && factor >= 1.0 {
+        return Ok(Some(factor));
+    }
+    Err(D::Error::custom(format!("retry_backoff is {factor}; expected a number, 1 or more")))
+}
+
+fn optional_seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
     crate::plugin::settings::seconds(deserializer).map(Some)
 }

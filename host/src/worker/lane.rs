@@ -119,8 +119,11 @@ async fn task_to_run(shared: &Shared, record: &Record) -> Task {
     let mut answered = shared.store.dispatcher().fire(trigger, &kwargs).await;
     let mut run = Record::new(record.task.clone());
     replace_whole(&mut run, trigger, answered.take("task_broker"));
-    if let Some(name) = answered.take("task_func").and_then(|function| fields_of(&function)?.remove("name")) {
-        replace(&mut run, trigger, [("task_name".to_owned(), name)].into());
+    if let Some(function) = answered.take("task_func") {
+        match fields_of(&function).and_then(|mut function| function.remove("name")) {
+            Some(name) => replace(&mut run, trigger, [("task_name".to_owned(), name)].into()),
+            None => tracing::warn!(%trigger, "the answer has no task_func with a `name`; it was left as it is: {function}"),
+        }
     }
     run.task
 }

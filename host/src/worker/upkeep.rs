@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 
 use super::settings::WorkerSettings;
 use super::{Shared, chain};
+use crate::broker::Store;
 
 /// QTasks' clients take a project for dead 20 seconds after it last spoke.
 const SAY_RUNNING: Duration = Duration::from_secs(7);
@@ -14,16 +15,19 @@ const PRUNE: Duration = Duration::from_secs(60);
 
 /// Never ends by itself. What fails is told, and tried again the next time.
 pub(super) async fn run(shared: Arc<Shared>, settings: WorkerSettings) {
-    let mut say_running = interval(SAY_RUNNING);
+    let mut running = interval_at(Instant::now() + SAY_RUNNING, SAY_RUNNING);
     let mut look_for_lost = interval(settings.look_for_lost);
     let mut prune = interval(PRUNE);
-    for interval in [&mut say_running, &mut look_for_lost, &mut prune] {
+    for interval in [&mut running, &mut look_for_lost, &mut prune] {
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     }
     let store = &shared.store;
     loop {
         let done = tokio::select! {
-            _ = say_running.tick() => store.global_config().set_status().await,
+            _ = running.tick() => {
+                say_running(store).await;
+                Ok(())
+            }
             _ = look_for_lost.tick() => store.running_older_tasks(&shared.info).await.map(|count| {
                 if count > 0 {
                     tracing::warn!("{count} tasks of lost workers wait again");
@@ -38,5 +42,12 @@ pub(super) async fn run(shared: Arc<Shared>, settings: WorkerSettings) {
         if let Err(error) = done {
             tracing::warn!("upkeep of the broker: {}", chain(&error));
         }
+    }
+}
+
+/// Lets the project's clients know that a worker is there.
+pub(super) async fn say_running(store: &Store) {
+    if let Err(error) = store.global_config().set_status().await {
+        tracing::warn!("the broker was not told that a worker runs: {}", chain(&error));
     }
 }

@@ -1,0 +1,151 @@
+//! Runs an application until it is told to stop: QTasks' component `Starter`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use qtasks_plugin_api::Trigger;
+use serde::Serialize;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::broker::{BrokerError, Component, Store};
+use crate::queue_tasks::QueueTasks;
+use crate::task::{TaskExecutor, TaskReport};
+use crate::worker::{Stop, Worked, Worker, WorkerSettings};
+
+/// A worker with everything around it, ready to [run](Starter::run).
+#[derive(Debug)]
+pub struct Starter {
+    executor: Arc<TaskExecutor>,
+    store: Arc<Store>,
+    worker: Worker,
+    drain_deadline: Duration,
+    signals: bool,
+    reports: Option<mpsc::Sender<TaskReport>>,
+}
+
+/// How a run of an application ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ran {
+    /// What ran has ended, or was given back to the broker; the plugins were stopped.
+    Drained(Worked),
+    /// A second signal came: whatever ran was dropped, and comes back to the broker.
+    AtOnce,
+}
+
+/// `starter` in an event:
+///
+/// ```json
+/// {"name": "Starter", "url": "sqlite:tasks.db"}
+/// ```
+fn info(store: &Store) -> Component {
+    Component { name: "Starter", url: store.broker().url.clone() }
+}
+
+#[derive(Serialize)]
+struct Kwargs {
+    starter: Component,
+}
+
+impl Starter {
+    /// Runs `executor`'s tasks from `store`.
+    #[must_use]
+    pub fn new(executor: Arc<TaskExecutor>, store: Arc<Store>, settings: WorkerSettings) -> Self {
+        let worker = Worker::new(Arc::clone(&executor), Arc::clone(&store), settings);
+        Self { executor, store, worker, drain_deadline: settings.drain_deadline, signals: true, reports: None }
+    }
+
+    /// Leaves SIGTERM and Ctrl-C to the application: the run ends when its [`Stop`] is asked.
+    #[must_use]
+    pub fn without_signals(self) -> Self {
+        Self { signals: false, ..self }
+    }
+
+    /// Sends a report of each task that ended here, after it was recorded. When nobody receives them any more, the run ends.
+    #[must_use]
+    pub fn reports_to(self, reports: mpsc::Sender<TaskReport>) -> Self {
+        Self { reports: Some(reports), ..self }
+    }
+
+    /// Asks the run to stop, from any thread, before or while it runs: nothing more is begun, and what runs may end.
+    #[must_use]
+    pub fn stop(&self) -> Stop {
+        self.worker.stop()
+    }
+
+    /// Adds tasks to what this runs; [`QueueTasks::stop`] stops it.
+    #[must_use]
+    pub fn queue_tasks(&self) -> QueueTasks {
+        QueueTasks::of_starter(Arc::clone(&self.store), info(&self.store), self.stop())
+    }
+
+    /// Runs a worker until SIGTERM or Ctrl-C comes, until it is asked to [`Stop`], or until the broker has no more tasks to give; then
+    /// stops the plugins.
+    ///
+    /// After the first signal what runs has the drain deadline of the settings to end. A second signal stops at once: async tasks and
+    /// commands are dropped, a blocking task's thread goes on until its process ends.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`] when the broker cannot be reached at the start. The plugins are stopped then, too.
+    pub async fn run(self) -> Result<Ran, BrokerError> {
+        let Self { executor, store, worker, drain_deadline, signals, reports } = self;
+        // From here on a signal is not lost, and does not end the process.
+        let signals = if signals { Signals::catch() } else { None };
+        store.dispatcher().fire(Trigger::StarterStart, &Kwargs { starter: info(&store) }).await;
+        let stop = worker.stop();
+        let worked = tokio::select! {
+            worked = worker.run(reports) => worked,
+            () = told_twice(signals, &stop, drain_deadline) => {
+                give_back(&store).await;
+                return Ok(Ran::AtOnce);
+            }
+        };
+        store.dispatcher().fire(Trigger::StarterStop, &Kwargs { starter: info(&store) }).await;
+        executor.dispatcher().registry().stop().await;
+        worked.map(Ran::Drained)
+    }
+}
+
+/// Stops at the first signal, and returns at the second.
+async fn told_twice(signals: Option<Signals>, stop: &Stop, drain_deadline: Duration) {
+    let Some(mut signals) = signals else { return std::future::pending().await };
+    let name = signals.next().await;
+    stop.now();
+    tracing::warn!("{name}: finishing what runs, within {} s; another signal stops at once", drain_deadline.as_secs_f64());
+    let name = signals.next().await;
+    tracing::warn!("{name} again: stopping at once");
+}
+
+/// Gives back what a worker that was dropped held, unless the broker keeps us waiting: then it comes back when the lease is over.
+async fn give_back(store: &Store) {
+    const LONGEST: Duration = Duration::from_secs(1);
+    match tokio::time::timeout(LONGEST, store.backend().detach()).await {
+        Ok(Ok(0)) => {}
+        Ok(Ok(count)) => tracing::warn!("{count} tasks were given back"),
+        Ok(Err(error)) => tracing::error!("tasks could not be given back; they come back when the lease is over: {error}"),
+        Err(_) => tracing::error!("the broker does not answer; tasks come back when the lease is over"),
+    }
+}
+
+/// SIGTERM and Ctrl-C.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// `None`: they cannot be caught here, and end the process as the system has it.
+    fn catch() -> Option<Self> {
+        let caught = signal(SignalKind::terminate())
+            .and_then(|terminate| Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())? }));
+        caught.inspect_err(|error| tracing::warn!("signals cannot be caught, they end this process: {error}")).ok()
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "Ctrl-C",
+        }
+    }
+}
