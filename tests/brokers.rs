@@ -25,7 +25,11 @@ impl Brokers {
     fn sqlite() -> Self {
         let place = Place::new();
         let url = BrokerUrl::Sqlite { path: place.path("tasks.db"), synchronous: Synchronous::Normal };
-        Self { place, settings: Some(BrokerSettings { lease: Duration::from_millis(300), ..BrokerSettings::new(url) }), memory: None }
+        Self {
+            place,
+            settings: Some(BrokerSettings { lease: Duration::from_millis(300), ..BrokerSettings::new(url) }),
+            memory: None,
+        }
     }
 
     fn memory() -> Self {
@@ -162,7 +166,8 @@ async fn a_finished_task_keeps_its_result_its_attempts_and_its_decisions(brokers
     let taken = take_one(&backend).await;
     let uuid = taken.lease.uuid;
     let error = Box::new(ErrorBody::new("TaskPluginTriggerError", "sea is frozen"));
-    let decision = serde_json::from_str(r#"{"plugin": "p", "version": "1.0.0", "digest": "ab"}"#).map(Arc::new).expect("an identity");
+    let decision =
+        serde_json::from_str(r#"{"plugin": "p", "version": "1.0.0", "digest": "ab"}"#).map(Arc::new).expect("an identity");
     let decision = qtasks_host::trigger::Decision {
         event: 7,
         trigger: qtasks_host::trigger::Trigger::TaskExecutorRunTaskTriggerError,
@@ -352,7 +357,9 @@ async fn the_global_config_is_shared(brokers: Brokers) {
 #[test]
 fn a_status_of_a_report_is_a_status_of_a_record() {
     // Written the same, since clients read both.
-    for (report, record) in [(Status::Success, TaskStatus::Success), (Status::Error, TaskStatus::Error), (Status::Cancel, TaskStatus::Cancel)] {
+    for (report, record) in
+        [(Status::Success, TaskStatus::Success), (Status::Error, TaskStatus::Error), (Status::Cancel, TaskStatus::Cancel)]
+    {
         assert_eq!(serde_json::to_value(report).expect("JSON"), serde_json::to_value(record).expect("JSON"));
     }
 }

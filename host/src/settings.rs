@@ -279,6 +279,7 @@ impl Settings {
     pub fn broker(&self) -> BrokerSettings {
         BrokerSettings {
             url: self.broker.clone().unwrap_or_else(|| BrokerSettings::default_url(&self.state_dir)),
+            make_directory: self.broker.is_none(),
             name: self.name.as_str().into(),
             lease: self.lease,
             max_losses: self.max_losses,

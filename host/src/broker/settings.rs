@@ -10,6 +10,8 @@ use super::url::{BrokerUrl, Synchronous};
 pub struct BrokerSettings {
     /// Where.
     pub url: BrokerUrl,
+    /// Whether to make the directory of the file where it is missing. For a path that somebody wrote, a missing one is a mistake.
+    pub make_directory: bool,
     /// The project: tasks of one are unknown to another. `QueueTasks` is QTasks' own default.
     pub name: Arc<str>,
     /// How long a worker's beat may stop before its tasks are taken over. It beats three times in this time.
@@ -25,7 +27,14 @@ impl BrokerSettings {
     /// The defaults, for this URL.
     #[must_use]
     pub fn new(url: BrokerUrl) -> Self {
-        Self { url, name: "QueueTasks".into(), lease: Duration::from_secs(10), max_losses: 3, recover_foreign_after: None }
+        Self {
+            url,
+            make_directory: false,
+            name: "QueueTasks".into(),
+            lease: Duration::from_secs(10),
+            max_losses: 3,
+            recover_foreign_after: None,
+        }
     }
 
     /// The file that is used where nothing is said: `tasks.db` in the state directory.

@@ -55,6 +55,10 @@ impl SqliteBackend {
     /// [`BrokerError`].
     pub fn open(path: &Path, synchronous: Synchronous, settings: &BrokerSettings) -> Result<Self, BrokerError> {
         let place: Arc<str> = settings.url.to_string().into();
+        if let Some(directory) = path.parent().filter(|_| settings.make_directory) {
+            std::fs::create_dir_all(directory)
+                .map_err(|error| BrokerError::with_source(&place, BrokerErrorKind::ReadOnly, error))?;
+        }
         let connection = connection::open(path, synchronous, &settings.name, &place)?;
         let reader = connection::connect(path, synchronous).map_err(|error| error_of(&place, error))?;
         let changed = Arc::new(Notify::new());
@@ -146,7 +150,8 @@ impl Broker for SqliteBackend {
                 let changed = self.changed.notified();
                 tokio::pin!(changed);
                 changed.as_mut().enable();
-                let taken = self.writer.write_if(queue::has_ready, move |connection| queue::take(connection, worker, most)).await?;
+                let taken =
+                    self.writer.write_if(queue::has_ready, move |connection| queue::take(connection, worker, most)).await?;
                 if let Some(taken) = taken.filter(|taken| !taken.is_empty()) {
                     return Ok(taken);
                 }

@@ -69,8 +69,7 @@ impl Beat {
             return Ok(());
         }
         let found = in_transaction(connection, || {
-            let mut statement =
-                connection.prepare_cached("DELETE FROM cancellation WHERE worker = ?1 RETURNING uuid, reason")?;
+            let mut statement = connection.prepare_cached("DELETE FROM cancellation WHERE worker = ?1 RETURNING uuid, reason")?;
             let rows = statement.query_map([self.worker], |row| Ok(Cancellation { uuid: row.get(0)?, reason: row.get(1)? }))?;
             rows.collect::<rusqlite::Result<Vec<_>>>()
         })?;

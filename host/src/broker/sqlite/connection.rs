@@ -31,7 +31,9 @@ pub(super) fn open(path: &Path, synchronous: Synchronous, project: &str, place: 
         Found::Layout(found) => Err(BrokerError::new(place, BrokerErrorKind::Layout { found, expected: LAYOUT })),
         Found::Project(other) => Err(BrokerError::new(
             place,
-            BrokerErrorKind::Refused(format!("holds the tasks of project {other:?}, and this is {project:?}; use another file, or set name")),
+            BrokerErrorKind::Refused(format!(
+                "holds the tasks of project {other:?}, and this is {project:?}; use another file, or set name"
+            )),
         )),
     }
 }

@@ -42,9 +42,7 @@ pub(super) fn next_due(connection: &Connection) -> rusqlite::Result<Option<f64>>
 /// Leases up to `most` tasks to `worker`.
 pub(super) fn take(connection: &Connection, worker: Uuid, most: usize) -> rusqlite::Result<Vec<Taken>> {
     let now = unix_now();
-    connection
-        .prepare_cached("UPDATE task SET due = NULL WHERE status = 0 AND due IS NOT NULL AND due <= ?1")?
-        .execute([now])?;
+    connection.prepare_cached("UPDATE task SET due = NULL WHERE status = 0 AND due IS NOT NULL AND due <= ?1")?.execute([now])?;
     let mut statement = connection.prepare_cached(&TAKE)?;
     let most = i64::try_from(most).unwrap_or(i64::MAX);
     leased(connection, statement.query_map(params![worker, now, most], row::read)?)
@@ -160,7 +158,8 @@ pub(super) fn take_over(
 ) -> rusqlite::Result<Vec<Taken>> {
     let mut all = Vec::new();
     for (other, beat) in dead {
-        let stands = connection.prepare_cached("SELECT beat FROM worker WHERE id = ?1")?.query_row([other], |row| row.get::<_, i64>(0));
+        let stands =
+            connection.prepare_cached("SELECT beat FROM worker WHERE id = ?1")?.query_row([other], |row| row.get::<_, i64>(0));
         if stands.optional()? != Some(*beat) {
             continue;
         }

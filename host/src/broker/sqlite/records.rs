@@ -29,7 +29,8 @@ pub(super) fn get(connection: &Connection, uuid: Uuid) -> rusqlite::Result<Optio
     let sql = format!("SELECT {ATTEMPT_COLUMNS} FROM attempt WHERE uuid = ?1 ORDER BY id");
     let mut statement = connection.prepare_cached(&sql)?;
     let rows = statement.query_map([uuid], row::read_attempt)?;
-    record.history = rows.filter_map(|row| row.map(|read| read.map(|(_, _, attempt)| attempt)).transpose()).collect::<Result<_, _>>()?;
+    record.history =
+        rows.filter_map(|row| row.map(|read| read.map(|(_, _, attempt)| attempt)).transpose()).collect::<Result<_, _>>()?;
     Ok(Some(record))
 }
 
@@ -167,7 +168,8 @@ pub(super) fn decisions(connection: &Connection, uuid: Option<Uuid>, limit: usiz
 
 /// How many tasks there are.
 pub(super) fn counts(connection: &Connection) -> rusqlite::Result<Counts> {
-    let mut statement = connection.prepare_cached("SELECT status, count(*), count(due), count(dead_letter) FROM task GROUP BY status")?;
+    let mut statement =
+        connection.prepare_cached("SELECT status, count(*), count(due), count(dead_letter) FROM task GROUP BY status")?;
     let mut rows = statement.query([])?;
     let mut counts = Counts::default();
     while let Some(row) = rows.next()? {
@@ -223,7 +225,9 @@ pub(super) fn flush_all(connection: &Connection) -> rusqlite::Result<u64> {
 }
 
 pub(super) fn config_set(connection: &Connection, name: &str, key: &str, value: &str) -> rusqlite::Result<()> {
-    connection.prepare_cached("INSERT OR REPLACE INTO config (name, key, value) VALUES (?1, ?2, ?3)")?.execute((name, key, value))?;
+    connection
+        .prepare_cached("INSERT OR REPLACE INTO config (name, key, value) VALUES (?1, ?2, ?3)")?
+        .execute((name, key, value))?;
     Ok(())
 }
 

@@ -58,7 +58,8 @@ fn read_record(row: &Row<'_>) -> Result<(u32, Record), String> {
     };
     let mut record = Record::new(task);
     record.updated_at = row.get(8).map_err(wrong)?;
-    record.status = row.get(9).map_err(wrong).and_then(|number: i64| status_of(number).ok_or_else(|| format!("status is {number}")))?;
+    record.status =
+        row.get(9).map_err(wrong).and_then(|number: i64| status_of(number).ok_or_else(|| format!("status is {number}")))?;
     record.due = row.get(13).map_err(wrong)?;
     record.losses = row.get(14).map_err(wrong)?;
     record.returning = json(row, 15, "returning")?;
@@ -200,7 +201,12 @@ impl From<StoredDecision> for Decision {
 }
 
 /// Adds an attempt that failed.
-pub(super) fn insert_attempt(statement: &mut CachedStatement<'_>, uuid: Uuid, name: &str, attempt: &Attempt) -> rusqlite::Result<()> {
+pub(super) fn insert_attempt(
+    statement: &mut CachedStatement<'_>,
+    uuid: Uuid,
+    name: &str,
+    attempt: &Attempt,
+) -> rusqlite::Result<()> {
     let (error, decisions) = (to_text(Some(&attempt.error))?, to_text(Some(&attempt.decisions))?);
     statement.execute(params![uuid, name, attempt.attempt, attempt.at, attempt.seconds, error, decisions])?;
     Ok(())

@@ -35,7 +35,11 @@ pub(super) fn watch(database: &Path, changed: &Arc<Notify>) -> std::io::Result<(
         Ok(events) => thread.spawn(move || told(&events, &changed))?,
         Err(error) => {
             tracing::warn!("writes of other processes are looked for every {} ms: {error}", WITHOUT_TELLING.as_millis());
-            thread.spawn(move || while wake(&changed) { std::thread::sleep(WITHOUT_TELLING) })?
+            thread.spawn(move || {
+                while wake(&changed) {
+                    std::thread::sleep(WITHOUT_TELLING)
+                }
+            })?
         }
     };
     Ok(())
