@@ -16,7 +16,8 @@ use crate::support::Place;
 
 /// A broker of a test's own, and how to open it once more as another process would.
 pub(crate) struct Brokers {
-    pub(crate) place: Place,
+    /// Gone with the test.
+    _place: Place,
     settings: Option<BrokerSettings>,
     memory: Option<Arc<dyn Backend>>,
 }
@@ -26,7 +27,7 @@ impl Brokers {
         let place = Place::new();
         let url = BrokerUrl::Sqlite { path: place.path("tasks.db"), synchronous: Synchronous::Normal };
         Self {
-            place,
+            _place: place,
             settings: Some(BrokerSettings { lease: Duration::from_millis(300), ..BrokerSettings::new(url) }),
             memory: None,
         }
@@ -34,7 +35,7 @@ impl Brokers {
 
     fn memory() -> Self {
         let memory: Arc<dyn Backend> = Arc::new(MemoryBackend::new(MemoryBackend::UNBOUNDED, true));
-        Self { place: Place::new(), settings: None, memory: Some(memory) }
+        Self { _place: Place::new(), settings: None, memory: Some(memory) }
     }
 
     /// A handle of its own on the same tasks.

@@ -4,6 +4,7 @@ pub(crate) mod app;
 pub(crate) mod artifacts;
 pub(crate) mod host;
 pub(crate) mod place;
+pub(crate) mod worker;
 
 pub(crate) use app::{TestApp, returning, value_of};
 pub(crate) use host::Host;

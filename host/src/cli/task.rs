@@ -41,7 +41,7 @@ pub(crate) struct GetArguments {
     #[arg(long)]
     wait: bool,
     /// Wait at most so long [default: for ever].
-    #[arg(long, value_name = "SECONDS", requires = "wait", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", requires = "wait", value_parser = seconds, allow_negative_numbers = true)]
     timeout: Option<Duration>,
     /// Print the record as JSON instead.
     #[arg(long)]

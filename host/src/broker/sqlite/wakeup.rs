@@ -11,12 +11,14 @@ use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::io::Errno;
 use tokio::sync::Notify;
 
-/// A write is seen before the commit that it belongs to, so who is woken looks again after these.
+/// A write is seen before the commit that it belongs to, so who is woken looks again this long after it, and then once more.
 const AGAIN: [Duration; 3] = [Duration::from_millis(1), Duration::from_millis(4), Duration::from_millis(20)];
+/// A commit is several writes; who is woken need not be woken by each.
+const GATHER: Duration = Duration::from_micros(100);
 /// Where the system does not tell, this often is looked.
 const WITHOUT_TELLING: Duration = Duration::from_millis(50);
 /// How long the thread may outlive the backend.
-const LINGER: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+const LINGER: Duration = Duration::from_secs(1);
 
 /// Starts a thread that wakes whoever waits on `changed` when the file may have changed. It ends when nobody else has `changed`.
 ///
@@ -55,29 +57,27 @@ fn wake(changed: &Weak<Notify>) -> bool {
 
 fn told(events: &OwnedFd, changed: &Weak<Notify>) {
     let mut buffer = [0; 4096];
+    let mut again = [].iter();
     loop {
-        let ready = match poll(&mut [PollFd::new(events, PollFlags::IN)], Some(&LINGER)) {
-            Ok(ready) => ready > 0,
-            Err(Errno::INTR) => false,
-            Err(error) => {
-                tracing::error!("writes of other processes are no longer seen: {error}");
-                return;
-            }
-        };
-        if !ready {
-            if changed.strong_count() == 0 {
-                return;
-            }
-            continue;
+        let pause: Option<&Duration> = again.next();
+        let ready =
+            match poll(&mut [PollFd::new(events, PollFlags::IN)], Timespec::try_from(*pause.unwrap_or(&LINGER)).ok().as_ref()) {
+                Ok(ready) => ready > 0,
+                Err(Errno::INTR) => false,
+                Err(error) => {
+                    tracing::error!("writes of other processes are no longer seen: {error}");
+                    return;
+                }
+            };
+        if ready {
+            std::thread::sleep(GATHER);
+            // What happened is of no interest, only that something did.
+            while rustix::io::read(events, &mut buffer).is_ok() {}
+            again = AGAIN.iter();
         }
-        // What happened is of no interest, only that something did.
-        while rustix::io::read(events, &mut buffer).is_ok() {}
-        if !wake(changed) {
+        let alive = if ready || pause.is_some() { wake(changed) } else { changed.strong_count() > 0 };
+        if !alive {
             return;
-        }
-        for pause in AGAIN {
-            std::thread::sleep(pause);
-            wake(changed);
         }
     }
 }

@@ -7,6 +7,7 @@ use clap::Args;
 use qtasks_host::Task;
 use qtasks_host::broker::{Record, TaskStatus};
 use qtasks_host::queue_tasks::Waited;
+use serde::Serialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
@@ -46,13 +47,13 @@ pub(crate) struct AddArguments {
     #[arg(long, value_name = "N", allow_negative_numbers = true, conflicts_with = "from")]
     priority: Option<i64>,
     /// Longest time for one attempt [default: the task's own].
-    #[arg(long, value_name = "SECONDS", conflicts_with = "from")]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, conflicts_with = "from")]
     max_time: Option<f64>,
     /// Runs in all [default: the task's own].
     #[arg(long, value_name = "N", conflicts_with = "from")]
     attempts: Option<u32>,
     /// Run it no earlier than after this time [default: 0].
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, allow_negative_numbers = true)]
     delay: Option<Duration>,
     /// Tasks as JSON Lines, as `run` takes them; - is standard input.
     #[arg(long, value_name = "FILE")]
@@ -61,7 +62,7 @@ pub(crate) struct AddArguments {
     #[arg(long, conflicts_with = "from")]
     wait: bool,
     /// Wait at most so long [default: for ever].
-    #[arg(long, value_name = "SECONDS", requires = "wait", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", requires = "wait", value_parser = seconds, allow_negative_numbers = true)]
     timeout: Option<Duration>,
     /// Print the records as JSON Lines instead.
     #[arg(long)]
@@ -87,20 +88,30 @@ fn task(arguments: &AddArguments) -> Result<Task, UsageError> {
             })
             .transpose()
     };
-    let line = serde_json::json!({
-        "task": arguments.name,
-        "args": json("--args", &arguments.args)?.unwrap_or_else(|| empty("[]")),
-        "kwargs": json("--kwargs", &arguments.kwargs)?.unwrap_or_else(|| empty("{}")),
-        "uuid": arguments.uuid,
-        "priority": arguments.priority.unwrap_or(0),
-        "max_time": arguments.max_time,
-        "attempts": arguments.attempts,
-    });
-    Task::from_json(&line.to_string()).map_err(|error| UsageError(error.to_string()))
+    let line = Line {
+        task: arguments.name.as_deref().unwrap_or_default(),
+        args: json("--args", &arguments.args)?,
+        kwargs: json("--kwargs", &arguments.kwargs)?,
+        uuid: arguments.uuid,
+        priority: arguments.priority.unwrap_or(0),
+        max_time: arguments.max_time,
+        attempts: arguments.attempts,
+    };
+    // As text, not as a value, which would round big numbers.
+    let line = serde_json::to_string(&line).map_err(|error| UsageError(error.to_string()))?;
+    Task::from_json(&line).map_err(|error| UsageError(error.to_string()))
 }
 
-fn empty(text: &str) -> Box<RawValue> {
-    RawValue::from_string(text.to_owned()).unwrap_or_default()
+/// A line of a file of tasks.
+#[derive(Serialize)]
+struct Line<'a> {
+    task: &'a str,
+    args: Option<Box<RawValue>>,
+    kwargs: Option<Box<RawValue>>,
+    uuid: Option<Uuid>,
+    priority: i64,
+    max_time: Option<f64>,
+    attempts: Option<u32>,
 }
 
 fn record(task: Task, delay: Option<Duration>) -> Record {

@@ -1,0 +1,303 @@
+//! `qtasks-host worker` and its clients: `task`, `decisions`, `stats`, `ping`, `flush-all`.
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::support::worker::{Project, let_go};
+use crate::support::{Host, Place, assert_says};
+
+/// A command that waits until the test lets it go.
+const WAITS: &str = r#"tasks.waits.command = ["sh", "-c", "read line < go_on; echo 7"]"#;
+
+#[test]
+fn a_task_is_added_run_answered_by_a_plugin_and_read_with_all_that_was_decided() {
+    let project = Project::sqlite(&["scripted", "documented_example"]);
+    let uuid = project.add(&["raise", "--kwargs", r#"{"message": "sea is frozen", "n": 123456789012345678901234567890}"#]);
+    assert_eq!(project.status(&uuid), "new");
+    let worker = project.start(&[]);
+    let record = project.wait(&uuid);
+    let wanted = json!({"task_name": "raise", "status": "success", "returning": 123, "attempt": 1, "priority": 0});
+    for (key, value) in wanted.as_object().expect("an object") {
+        assert_eq!(&record[key], value, "{key}: {record}");
+    }
+    assert_eq!(record["original_error"]["message"], "sea is frozen");
+    assert_eq!(record["resolved_by"], json!({"plugin": "documented-example", "version": "0.1.0", "outcome": "result"}));
+    let asked: Vec<&Value> = record["history"][0]["decisions"].as_array().expect("a list").iter().collect();
+    assert_eq!(asked.len(), 2, "{record}");
+    // The payload is kept as it was, to the digit.
+    let text = project.client(&["task", "get", &uuid, "--json"]).end().stdout;
+    assert_says(&text, &["123456789012345678901234567890"]);
+
+    let decisions = project.client(&["decisions", "list", "--json"]).end().expect_code(0).results();
+    assert_eq!(decisions.len(), 2);
+    let of_plugin = decisions.iter().find(|decision| decision["plugin"] == "documented-example").expect("its decision");
+    assert_eq!((&of_plugin["uuid"], &of_plugin["outcome"], &of_plugin["attempt"]), (&json!(uuid), &json!("result"), &json!(1)));
+    assert_eq!((of_plugin["digest"].as_str().map(str::len), &of_plugin["error"]["message"]), (Some(64), &json!("sea is frozen")));
+    assert!(of_plugin["seconds"].as_f64().is_some_and(|seconds| seconds > 0.0));
+    let of_another = project.client(&["decisions", "list", "--task", "0b6aecd7-8c0a-4b33-8a4c-0f3ba6a9a3a5"]).end();
+    assert_eq!(of_another.expect_code(0).stdout, "no decisions\n");
+    let shown = project.client(&["task", "get", &uuid]).end().expect_code(0).stdout;
+    assert_says(&shown, &["resolved by", "documented-example 0.1.0 (result)", "raised", "sea is frozen"]);
+    assert!(worker.stop().0.success());
+}
+
+#[test]
+fn waiting_for_a_task_tells_its_end_by_the_exit_code() {
+    let project = Project::sqlite(&["scripted"]);
+    let worker = project.start(&[r#"tasks.fails.command = ["sh", "-c", "echo no luck >&2; exit 3"]"#]);
+    let add = |words: &[&str]| project.client(&[&["task", "add", "--wait", "--json"], words].concat()).end();
+    let record = add(&["echo", "--args", "[1]"]).expect_code(0).json();
+    assert_eq!(record["returning"], json!({"args": [1], "kwargs": {}}));
+    let record = add(&["fails"]).expect_code(1).json();
+    assert_eq!((&record["status"], &record["error"]["kwargs"]["exit_status"]), (&json!("error"), &json!(3)));
+    let record = add(&["ecko"]).expect_code(1).json();
+    assert_says(
+        record["error"]["message"].as_str().expect("a text"),
+        &["nobody provides a task \"ecko\"", "did you mean `echo`?"],
+    );
+    let record = add(&["cancel_me"]).expect_code(0).json();
+    assert_eq!((&record["status"], &record["cancel_reason"]), (&json!("cancel"), &json!("no longer wanted")));
+    drop(worker);
+    let ended = add(&["echo", "--timeout", "0"]).expect_code(6);
+    assert_says(&ended.stderr, &["has not ended in time", "qtasks-host ping"]);
+    assert_eq!(ended.json()["status"], "new");
+}
+
+#[test]
+fn sigterm_finishes_what_runs_and_leaves_the_rest_waiting() {
+    let project = Project::sqlite(&[]);
+    let go_on = project.place.fifo("go_on");
+    let (first, second) = (project.add(&["waits"]), project.add(&["waits"]));
+    let mut worker = project.start(&[WAITS, "concurrency = 1"]);
+    // Opening the FIFO for writing waits until the command reads.
+    let writer = std::fs::OpenOptions::new().write(true).open(&go_on).expect("the command reads");
+    worker.signal(Signal::TERM);
+    worker.read_until("finishing what runs");
+    std::io::Write::write_all(&mut &writer, b"go\n").expect("the command reads");
+    let (status, _) = worker.end();
+    assert!(status.success(), "{status}");
+    assert_eq!((project.status(&first), project.status(&second)), ("success".into(), "new".into()));
+    assert_eq!(project.json(&["task", "get", &first], 0)["returning"], 7);
+}
+
+#[test]
+fn what_outlives_the_drain_deadline_is_given_back_and_runs_again() {
+    let project = Project::sqlite(&[]);
+    let go_on = project.place.fifo("go_on");
+    let uuid = project.add(&["waits"]);
+    let worker = project.start(&[WAITS, "drain_deadline = 0.05"]);
+    drop(std::fs::OpenOptions::new().write(true).open(&go_on).expect("the command reads"));
+    let (status, said) = worker.stop();
+    assert!(status.success(), "{status}");
+    // The command saw the end of the file, or was killed; either way its task is whole.
+    let state = project.status(&uuid);
+    if state == "new" {
+        assert_says(&said, &["given back"]);
+        let next = project.start(&[WAITS]);
+        let_go(&go_on);
+        assert_eq!(project.wait(&uuid)["returning"], 7);
+        assert!(next.stop().0.success());
+    } else {
+        assert_eq!(state, "success");
+    }
+}
+
+#[test]
+fn a_second_signal_stops_at_once_and_the_task_comes_back() {
+    let project = Project::sqlite(&[]);
+    let go_on = project.place.fifo("go_on");
+    let uuid = project.add(&["waits"]);
+    let mut worker = project.start(&[WAITS]);
+    let writer = std::fs::OpenOptions::new().write(true).open(&go_on).expect("the command reads");
+    worker.signal(Signal::INT);
+    worker.read_until("another signal stops at once");
+    worker.signal(Signal::TERM);
+    let (status, said) = worker.end();
+    assert_eq!(status.code(), Some(130), "{said}");
+    assert_says(&said, &["SIGTERM again: stopping at once", "1 tasks were given back"]);
+    assert_eq!(project.status(&uuid), "new");
+    drop(writer);
+}
+
+#[test]
+fn a_running_task_is_cancelled_through_its_worker() {
+    let project = Project::sqlite(&[]);
+    let go_on = project.place.fifo("go_on");
+    let (runs, waits) = (project.add(&["waits"]), project.add(&["waits", "--delay", "3600"]));
+    let worker = project.start(&[WAITS]);
+    let writer = std::fs::OpenOptions::new().write(true).open(&go_on).expect("the command reads");
+    assert_eq!(project.json(&["task", "cancel", &runs, "--reason", "no longer wanted"], 0)["cancel"], "asked");
+    let record = project.wait(&runs);
+    assert_eq!((&record["status"], &record["cancel_reason"]), (&json!("cancel"), &json!("no longer wanted")));
+    assert_eq!(project.json(&["task", "cancel", &waits], 0)["cancel"], "done");
+    assert_eq!(project.json(&["task", "cancel", &waits], 6)["cancel"], "ended");
+    project.client(&["task", "cancel", "0b6aecd7-8c0a-4b33-8a4c-0f3ba6a9a3a5"]).end().expect_code(5);
+    drop(writer);
+    assert!(worker.stop().0.success());
+}
+
+#[test]
+fn every_attempt_keeps_its_error_and_an_ended_task_can_run_again() {
+    let project = Project::sqlite(&[]);
+    let command = r#"tasks.flaky.command = ["sh", "-c", "echo x >> tries; n=$(wc -l < tries); [ $n -ge 3 ] && echo $n || { echo try $n >&2; exit $n; }"]"#;
+    let worker = project.start(&[command, "tasks.flaky.attempts = 2", "tasks.flaky.retry_delay = 0.01"]);
+    let uuid = project.add(&["flaky"]);
+    let record = project.wait(&uuid);
+    assert_eq!((&record["status"], &record["attempt"]), (&json!("error"), &json!(2)));
+    let exits = |record: &Value| -> Vec<Value> {
+        let history = record["history"].as_array().expect("a list").iter();
+        history.map(|attempt| attempt["error"]["kwargs"]["exit_status"].clone()).collect()
+    };
+    assert_eq!(exits(&record), [1, 2]);
+    assert_eq!(project.json(&["task", "retry", &uuid], 0)["requeue"], "done");
+    let record = project.wait(&uuid);
+    assert_eq!((&record["status"], &record["returning"], &record["attempt"]), (&json!("success"), &json!(3), &json!(1)));
+    assert_eq!(exits(&record), [1, 2], "what happened is not forgotten");
+    assert!(worker.stop().0.success());
+    project.client(&["task", "retry", "0b6aecd7-8c0a-4b33-8a4c-0f3ba6a9a3a5"]).end().expect_code(5);
+}
+
+#[test]
+fn what_a_plugin_set_aside_is_listed_and_requeued() {
+    let project = Project::sqlite(&["scripted"]);
+    let set_aside = "plugins.scripted.config.directive = { directive = 'dead_letter', reason = 'look at me' }";
+    let worker = project.start(&[set_aside]);
+    let (dead, good) = (project.add(&["raise"]), project.add(&["echo"]));
+    assert_eq!(project.wait(&dead)["dead_letter"], "look at me");
+    project.wait(&good);
+    let list = project.client(&["task", "dead-letter", "list", "--json"]).end().expect_code(0).results();
+    assert_eq!(list.iter().map(|record| &record["uuid"]).collect::<Vec<_>>(), [&json!(dead)]);
+    assert_says(&project.client(&["task", "dead-letter", "list"]).end().stdout, &[&dead, "look at me"]);
+    assert!(worker.stop().0.success());
+    let requeued = project.client(&["task", "dead-letter", "requeue", "--all"]).end().expect_code(0);
+    assert_says(&requeued.stdout, &[&format!("{dead} waits again")]);
+    assert_eq!(project.client(&["task", "dead-letter", "list"]).end().stdout, "no tasks\n");
+    let worker = project.start(&["plugins.scripted.config.answers.task_executor_run_task_trigger_error = '5'"]);
+    assert_eq!(project.wait(&dead)["returning"], 5);
+    assert!(worker.stop().0.success());
+}
+
+#[test]
+fn lists_are_filtered_and_files_of_tasks_are_added() {
+    let project = Project::sqlite(&[]);
+    let lines = "{\"task\": \"a\", \"priority\": 3}\n\nnonsense\n{\"task\": \"b\", \"args\": [1]}\n";
+    let added = project.client(&["task", "add", "--from", "-"]).with_input(lines).expect_code(3);
+    assert_eq!(added.stdout.lines().count(), 2);
+    assert_says(&added.stderr, &["standard input:3: not a task"]);
+    project.add(&["a", "--delay", "3600", "--priority", "-2", "--attempts", "3", "--max-time", "1.5"]);
+    let names = |words: &[&str]| -> Vec<String> {
+        let list = project.client(&[&["task", "list", "--json"], words].concat()).end().expect_code(0).results();
+        list.iter().map(|record| record["task_name"].as_str().expect("a name").to_owned()).collect()
+    };
+    assert_eq!(names(&[]), ["a", "b", "a"]);
+    assert_eq!(names(&["--task", "b"]), ["b"]);
+    assert_eq!(names(&["--limit", "1"]), ["a"]);
+    assert!(names(&["--status", "success"]).is_empty());
+    let latest = project.client(&["task", "list", "--json", "--limit", "1"]).end().result();
+    assert_eq!((&latest["priority"], &latest["attempts"], &latest["max_time"]), (&json!(-2), &json!(3), &json!(1.5)));
+    assert!(latest["due"].as_f64() > latest["created_at"].as_f64());
+    let counts = project.client(&["stats", "inspect", "counts", "json"]).end().expect_code(0).json();
+    assert_eq!((&counts["new"], &counts["delayed"]), (&json!(3), &json!(1)));
+}
+
+#[test]
+fn stats_tell_what_a_worker_would_be() {
+    let project = Project::sqlite(&["documented_example", "scripted", "no_entry_point"]);
+    let inspect = |what: &str| {
+        let host = project.client(&["stats", "inspect", what, "--json"]).arg("--plugins").arg(project.place.plugins());
+        host.arg("--state-dir").arg(project.place.state()).set("tasks.echo.attempts = 4").end().expect_code(0).json()
+    };
+    let app = inspect("app");
+    assert_eq!((&app["project"], &app["broker"]["url"]), (&json!("QueueTasks"), &json!(project.url)));
+    let states: Vec<(&Value, &Value)> =
+        app["plugins"].as_array().expect("a list").iter().map(|plugin| (&plugin["plugin"], &plugin["state"])).collect();
+    assert!(states.contains(&(&json!("documented-example"), &json!("running"))), "{app}");
+    assert!(states.iter().any(|(_, state)| **state == "refused"), "{app}");
+    let tasks = inspect("tasks");
+    let echo = tasks.as_array().expect("a list").iter().find(|task| task["name"] == "echo").expect("a task of the plugin");
+    assert_eq!((&echo["provided_by"], &echo["attempts"]), (&json!("scripted"), &json!(4)));
+}
+
+#[test]
+fn ping_asks_for_a_worker_of_this_project() {
+    let project = Project::sqlite(&[]);
+    assert_eq!(project.json(&["ping"], 6)["running"], false);
+    let worker = project.start(&[r#"tasks.a.command = ["true"]"#]);
+    assert_eq!(project.json(&["ping"], 0)["running"], true);
+    assert!(worker.stop().0.success());
+    let ended = project.client(&["ping"]).end().expect_code(6);
+    assert_says(&ended.stdout, &["no worker of QueueTasks is at sqlite:"]);
+}
+
+#[test]
+fn flush_all_asks_before_it_removes_everything() {
+    let project = Project::sqlite(&[]);
+    let uuid = project.add(&["a"]);
+    let ended = project.client(&["flush-all"]).with_input("QueueTasks\n").expect_code(2);
+    assert_says(&ended.stderr, &["removes every task, result and decision", "say --yes"]);
+    assert_eq!(project.status(&uuid), "new");
+    assert_eq!(project.json(&["flush-all", "--yes"], 0)["removed"], 1);
+    let gone = project.client(&["task", "get", &uuid]).end().expect_code(5);
+    assert_says(&gone.stderr, &[&uuid, "check --broker and --name"]);
+}
+
+#[test]
+fn two_workers_share_the_tasks_and_each_runs_once() {
+    let project = Project::sqlite(&["counts_runs"]);
+    let file =
+        format!("plugins.counts-runs.config.file = {}", toml::Value::from(project.place.path("runs").to_str().expect("plain")));
+    let lines: String = (0..500).map(|number| format!("{{\"task\": \"count\", \"args\": [{number}]}}\n")).collect();
+    let workers = [project.start(&[&file]), project.start(&[&file])];
+    let added = project.client(&["task", "add", "--from", "-"]).with_input(lines).expect_code(0);
+    let uuids: Vec<&str> = added.stdout.lines().collect();
+    for uuid in &uuids {
+        assert_eq!(project.wait(uuid)["status"], "success");
+    }
+    for worker in workers {
+        assert!(worker.stop().0.success());
+    }
+    let runs = std::fs::read_to_string(project.place.path("runs")).expect("the plugin wrote");
+    let mut ran: Vec<&str> = runs.lines().collect();
+    ran.sort_unstable();
+    let mut added = uuids.clone();
+    added.sort_unstable();
+    assert_eq!(ran, added);
+}
+
+#[test]
+fn a_broker_that_is_none_is_told_with_what_was_expected() {
+    let place = Place::new();
+    let ping = |url: &str| Host::new(&place).args(["ping", "--broker", url]).end();
+    assert_says(&ping("tasks.db").expect_code(2).stderr, &["--broker", "\"tasks.db\" is no broker", "expected sqlite:PATH"]);
+    let password = ping("rediss://me:geheim@localhost").expect_code(2).stderr;
+    assert!(!password.contains("geheim"), "{password}");
+    let missing = ping("sqlite:no/such/directory/tasks.db").expect_code(70).stderr;
+    assert_says(&missing, &["sqlite:no/such/directory/tasks.db: cannot be written", "unable to open database file"]);
+    place.write("garbage.db", "this is no database at all, but it is long enough to be one, or so it may seem to a hasty reader");
+    let damaged = ping("sqlite:garbage.db").expect_code(70).stderr;
+    assert_says(&damaged, &["is damaged or something else than a task database", "file is not a database"]);
+    assert_eq!(Host::new(&place).args(["ping", "--broker", "sqlite:a.db", "--name", "one"]).end().code, Some(6));
+    let other = Host::new(&place).args(["ping", "--broker", "sqlite:a.db", "--name", "two"]).end().expect_code(2).stderr;
+    assert_says(&other, &["holds the tasks of project \"one\"", "and this is \"two\""]);
+    let name = Host::new(&place).args(["ping", "--name", "a:b"]).end().expect_code(2).stderr;
+    assert_says(&name, &["name is \"a:b\"", "no `:`"]);
+}
+
+#[test]
+fn a_task_that_is_none_is_told_before_anything_is_added() {
+    let project = Project::sqlite(&[]);
+    for (words, said) in [
+        (&["a:b"] as &[&str], "\"a:b\" is not a task name"),
+        (&["a", "--args", "{}"], "args is {}; expected a JSON list"),
+        (&["a", "--kwargs", "[}"], "--kwargs is \"[}\", which is no JSON"),
+        (&["a", "--uuid", "0b6aecd7-8c0a-7b33-8a4c-0f3ba6a9a3a5"], "version 7; expected version 4"),
+        (&["a", "--attempts", "0"], "expected at least 1"),
+        (&["a", "--delay", "-1"], "--delay"),
+    ] {
+        let ended = project.client(&[&["task", "add"], words].concat()).end().expect_code(2);
+        assert_says(&ended.stderr, &[said]);
+    }
+    let uuid = project.add(&["a"]);
+    let twice = project.client(&["task", "add", "a", "--uuid", &uuid]).end().expect_code(2);
+    assert_says(&twice.stderr, &[&uuid, "is there already; expected a new uuid"]);
+}
