@@ -77,14 +77,16 @@ async fn the_event_tells_executor_function_task_and_error() {
     let line = r#"{"task": "plugin_error", "args": [1, [2]], "kwargs": {"b": {"c": 3}}, "priority": -4,
         "uuid": "0b6aecd7-8c0a-4b33-8a4c-0f3ba6a9a3a5"}"#;
     app.run_line(line).await;
+    let mut event = app.place.event("global-recorder", ERROR);
+    assert!(event["task_broker"]["created_at"].take().as_f64().is_some_and(|created_at| created_at > 1.7e9));
     assert_eq!(
-        app.place.event("global-recorder", ERROR),
+        event,
         json!({
             "task_executor": {"name": "TaskExecutor", "attempt": 1, "attempts": 5},
             "task_func": {"name": "plugin_error", "provided_by": "application"},
             "task_broker": {
                 "uuid": "0b6aecd7-8c0a-4b33-8a4c-0f3ba6a9a3a5", "task_name": "plugin_error", "priority": -4,
-                "args": [1, [2]], "kwargs": {"b": {"c": 3}},
+                "args": [1, [2]], "kwargs": {"b": {"c": 3}}, "created_at": null,
             },
             "e": {"type": "TaskPluginTriggerError", "message": "", "args": [], "kwargs": {"b": {"c": 3}}},
         })

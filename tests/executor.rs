@@ -34,7 +34,7 @@ async fn a_success_fires_every_step_in_order() {
             let kwargs = event["kwargs"].as_object_mut().expect("kwargs are an object");
             kwargs.remove("task_executor");
             if let Some(task) = kwargs.get_mut("task_broker") {
-                task["uuid"] = Value::Null;
+                (task["uuid"], task["created_at"]) = (Value::Null, Value::Null);
             }
             (event["trigger"].as_str().expect("a name").to_owned(), event["kwargs"].take())
         })
@@ -52,7 +52,7 @@ async fn a_success_fires_every_step_in_order() {
             "task_executor_task_close",
             json!({
                 "task_func": {"name": "add", "provided_by": "application"},
-                "task_broker": {"uuid": null, "task_name": "add", "priority": 0, "args": [1, 2], "kwargs": {}},
+                "task_broker": {"uuid": null, "task_name": "add", "priority": 0, "args": [1, 2], "kwargs": {}, "created_at": null},
             }),
         ),
     ];

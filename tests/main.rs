@@ -4,6 +4,7 @@ mod support;
 
 mod abi;
 mod app;
+mod brokers;
 mod chaining;
 mod commands;
 mod discovery;

@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::support::host::read_until;
-use crate::support::{Host, Place, assert_says};
+use crate::support::{ERROR, Host, Place, assert_says};
 
 /// A place with these plugins.
 fn place(plugins: &[&str]) -> Place {
@@ -31,11 +31,13 @@ fn each_task_becomes_one_line_of_json_with_all_that_is_known() {
     for decision in result["decisions"].as_array_mut().expect("a list") {
         assert!(decision["seconds"].take().as_f64().is_some_and(|seconds| seconds > 0.0));
         assert!(decision["event"].take().is_u64());
+        assert!(decision["digest"].take().as_str().is_some_and(|digest| digest.len() == 64));
     }
     let trigger = "task_executor_run_task_trigger_error";
     let decision = |plugin, outcome| {
         json!({
-            "event": null, "seconds": null, "trigger": trigger, "plugin": plugin, "version": "0.1.0", "outcome": outcome,
+            "event": null, "seconds": null, "trigger": trigger, "plugin": plugin, "version": "0.1.0", "digest": null,
+            "outcome": outcome,
         })
     };
     assert_eq!(
@@ -178,7 +180,7 @@ fn flags_go_before_the_file_and_the_file_before_the_defaults() {
     let config = place.write("settings.toml", file);
     let attempts = |host: Host| {
         host.with_input(RAISE);
-        place.events("scripted").last().expect("an event")["kwargs"]["task_executor"]["attempts"].clone()
+        place.events("scripted").iter().rfind(|event| event["trigger"] == ERROR).expect("an event")["kwargs"]["task_executor"]["attempts"].clone()
     };
     assert_eq!(attempts(Host::run(&place)), 5);
     assert_eq!(attempts(Host::run(&place).arg("--config").arg(&config)), 7);

@@ -14,6 +14,7 @@ pub mod global_config;
 pub mod memory;
 pub mod record;
 pub mod settings;
+pub mod sqlite;
 pub mod url;
 
 use std::fmt::Debug;
@@ -31,6 +32,7 @@ pub use global_config::GlobalConfig;
 pub use memory::MemoryBackend;
 pub use record::{Attempt, DecisionRecord, Fields, Record, TaskStatus, unix_now};
 pub use settings::BrokerSettings;
+pub use sqlite::SqliteBackend;
 pub use url::BrokerUrl;
 
 /// What the operations of a backend give.
@@ -236,7 +238,14 @@ pub trait Storage: Debug + Send + Sync {
 pub async fn open(settings: &BrokerSettings) -> Result<Arc<dyn Backend>, BrokerError> {
     match &settings.url {
         BrokerUrl::Memory => Ok(Arc::new(MemoryBackend::new(MemoryBackend::UNBOUNDED, true))),
-        BrokerUrl::Sqlite(_) | BrokerUrl::Redis(_) => {
+        BrokerUrl::Sqlite { path, synchronous } => {
+            let (path, synchronous, own) = (path.clone(), *synchronous, settings.clone());
+            let opened = tokio::task::spawn_blocking(move || SqliteBackend::open(&path, synchronous, &own)).await;
+            let place = || settings.url.to_string().into();
+            let opened = opened.map_err(|error| BrokerError::with_source(&place(), BrokerErrorKind::Other, error))?;
+            Ok(Arc::new(opened?))
+        }
+        BrokerUrl::Redis(_) => {
             let refused = BrokerErrorKind::Refused("this broker is not built yet".to_owned());
             Err(BrokerError::new(&settings.url.to_string().into(), refused))
         }

@@ -1,12 +1,19 @@
 //! The command line: one subcommand a file, over the same library that an application uses.
 
+mod client;
+mod decisions;
 mod exit_code;
 mod input;
 mod log;
+mod output;
 mod plugin;
+mod project;
 mod run;
 mod settings_flags;
+mod stats;
 mod summary;
+mod task;
+mod worker;
 
 use clap::{Parser, Subcommand};
 
@@ -26,6 +33,20 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(Box<run::RunArguments>),
+    Worker(Box<worker::WorkerArguments>),
+    /// Add tasks to the broker, look at them, cancel them, run them again.
+    #[command(subcommand)]
+    Task(task::TaskCommand),
+    /// What plugins decided about errors.
+    #[command(subcommand)]
+    Decisions(decisions::DecisionsCommand),
+    /// What an application is, which tasks it knows, how many wait.
+    #[command(subcommand)]
+    Stats(stats::StatsCommand),
+    /// Ask whether a worker of the project is there.
+    Ping(Box<project::PingArguments>),
+    /// Remove every task, result and decision of the project.
+    FlushAll(Box<project::FlushAllArguments>),
     /// Look at plugin libraries, without running anything of theirs.
     #[command(subcommand)]
     Plugin(plugin::PluginCommand),
@@ -39,6 +60,12 @@ enum Command {
 pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitStatus> {
     match arguments.command {
         Command::Run(arguments) => run::run(&arguments),
+        Command::Worker(arguments) => worker::run(&arguments),
+        Command::Task(command) => task::run(command),
+        Command::Decisions(command) => decisions::run(command),
+        Command::Stats(command) => stats::run(command),
+        Command::Ping(arguments) => project::ping(&arguments),
+        Command::FlushAll(arguments) => project::flush_all(&arguments),
         Command::Plugin(command) => plugin::run(command),
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::broker::url::Synchronous;
 use crate::broker::{BrokerSettings, BrokerUrl};
 use crate::nearest::nearest_in;
 use crate::plugin::trust::signature::TrustedKey;
@@ -278,6 +279,7 @@ impl Settings {
     pub fn broker(&self) -> BrokerSettings {
         BrokerSettings {
             url: self.broker.clone().unwrap_or_else(|| BrokerSettings::default_url(&self.state_dir)),
+            make_directory: self.broker.is_none(),
             name: self.name.as_str().into(),
             lease: self.lease,
             max_losses: self.max_losses,
@@ -332,9 +334,10 @@ fn read_file(path: &Path) -> Result<toml::Table, SettingsError> {
         }
     }
     if let Some(toml::Value::String(written)) = table.get_mut("broker")
-        && let Ok(BrokerUrl::Sqlite(file)) = written.parse()
+        && let Ok(BrokerUrl::Sqlite { path, synchronous }) = written.parse()
     {
-        *written = format!("sqlite:{}", directory.join(file).to_string_lossy());
+        let parameters = if synchronous == Synchronous::Full { "?synchronous=full" } else { "" };
+        *written = format!("sqlite:{}{parameters}", directory.join(path).to_string_lossy());
     }
     Ok(table)
 }

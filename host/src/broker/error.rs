@@ -62,6 +62,13 @@ pub enum BrokerErrorKind {
     Other,
 }
 
+/// By what is wrong, and where.
+impl PartialEq for BrokerError {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.place, &self.kind) == (&other.place, &other.kind)
+    }
+}
+
 impl BrokerError {
     /// An error of the broker at `place`.
     pub(super) fn new(place: &Arc<str>, kind: BrokerErrorKind) -> Self {

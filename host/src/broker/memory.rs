@@ -280,6 +280,7 @@ impl Broker for MemoryBackend {
             match finish.retry {
                 Some(delay) => {
                     if let Some(entry) = state.tasks.get_mut(&finish.lease.uuid) {
+                        entry.record.status = TaskStatus::New;
                         entry.record.due = entry.record.clone().after(delay).due;
                     }
                     state.place(finish.lease.uuid);

@@ -1,4 +1,4 @@
-//! Which broker: `sqlite:PATH`, `redis://…`, `memory:`.
+//! Which broker: `sqlite:PATH[?synchronous=full]`, `redis://…`, `memory:`.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -13,14 +13,38 @@ pub enum BrokerUrl {
     /// This process.
     Memory,
     /// A file.
-    Sqlite(PathBuf),
+    Sqlite {
+        /// Where it is.
+        path: PathBuf,
+        /// When a commit counts as done.
+        synchronous: Synchronous,
+    },
     /// A Redis server: `redis://[user[:password]@]host[:port][/db]` or `redis+unix:///path`. Without TLS.
     Redis(String),
 }
 
+/// When a commit to a file counts as done: SQLite's `synchronous`, in WAL mode.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Synchronous {
+    /// When the system has it: no crash of a process loses it, a power cut may lose the last moments.
+    #[default]
+    Normal,
+    /// When the disk has it.
+    Full,
+}
+
+impl Synchronous {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Normal => "NORMAL",
+            Self::Full => "FULL",
+        }
+    }
+}
+
 /// Text that names no broker.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{found:?} is no broker: expected sqlite:PATH, redis://HOST[:PORT][/DB] or memory:")]
+#[error("{found:?} is no broker: expected sqlite:PATH[?synchronous=full], redis://HOST[:PORT][/DB] or memory:")]
 pub struct BrokerUrlError {
     found: String,
 }
@@ -39,7 +63,16 @@ impl std::str::FromStr for BrokerUrl {
                     Some(_) => return Err(refused()),
                     None => path,
                 };
-                if path.is_empty() || path.contains('\0') { Err(refused()) } else { Ok(Self::Sqlite(path.into())) }
+                let (path, synchronous) = match path.split_once('?') {
+                    None | Some((_, "synchronous=normal")) => (path, Synchronous::Normal),
+                    Some((_, "synchronous=full")) => (path, Synchronous::Full),
+                    Some(_) => return Err(refused()),
+                };
+                let path = path.split('?').next().unwrap_or_default();
+                if path.is_empty() || path.contains('\0') {
+                    return Err(refused());
+                }
+                Ok(Self::Sqlite { path: path.into(), synchronous })
             }
             Some(("redis" | "redis+unix", rest)) if rest.len() > 2 && rest.starts_with("//") => Ok(Self::Redis(text.to_owned())),
             _ => Err(refused()),
@@ -52,7 +85,8 @@ impl fmt::Display for BrokerUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Memory => f.write_str("memory:"),
-            Self::Sqlite(path) => write!(f, "sqlite:{}", shown(path)),
+            Self::Sqlite { path, synchronous: Synchronous::Normal } => write!(f, "sqlite:{}", shown(path)),
+            Self::Sqlite { path, synchronous: Synchronous::Full } => write!(f, "sqlite:{}?synchronous=full", shown(path)),
             Self::Redis(url) => f.write_str(&without_password(url)),
         }
     }
@@ -92,6 +126,7 @@ mod tests {
             ("memory:", "memory:"),
             ("sqlite:tasks.db", "sqlite:tasks.db"),
             ("sqlite:///var/tasks.db", "sqlite:/var/tasks.db"),
+            ("sqlite:a.db?synchronous=full", "sqlite:a.db?synchronous=full"),
             ("redis://localhost", "redis://localhost"),
             ("redis://:geheim@localhost:1/2", "redis://:…@localhost:1/2"),
             ("redis://me:p@ss@localhost", "redis://me:…@localhost"),

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use qtasks_host::StartError;
+use qtasks_host::broker::{BrokerError, BrokerErrorKind};
 use qtasks_host::plugin::DiscoverError;
 use qtasks_host::plugin::trust::stock::StockError;
 use qtasks_host::settings::SettingsError;
@@ -21,6 +22,10 @@ pub(crate) enum ExitStatus {
     BadInput = 3,
     /// `plugin list` or `plugin inspect` saw a library that would be refused, or `plugin lock --check` a lock file that would change.
     PluginRefused = 4,
+    /// No such task, at this broker, in this project.
+    Unknown = 5,
+    /// The task has not ended in time, or cannot be changed any more; or no worker is there.
+    NotInTime = 6,
     /// Something outside of the program's control failed: a file, a stream.
     Failed = 70,
     /// Stopped by Ctrl-C: what ran was finished, the rest was not begun.
@@ -36,7 +41,10 @@ Exit codes:
     3  at least one input line was no task, the others were run
     4  `plugin list` or `plugin inspect` saw a library that would be refused,
        or `plugin lock --check` a lock file that would change
-   70  a file or stream failed
+    5  no such task at this broker, in this project
+    6  the task has not ended in time, or cannot be changed any more; or no
+       worker is there
+   70  a file, a stream or the broker failed
   130  stopped by Ctrl-C: what ran was finished, the rest was not begun";
 
 impl From<ExitStatus> for ExitCode {
@@ -54,5 +62,7 @@ pub(crate) struct UsageError(pub(crate) String);
 pub(crate) fn exit_code_of(error: &anyhow::Error) -> ExitStatus {
     let usage = error.is::<UsageError>() || error.is::<SettingsError>();
     let settings = error.is::<StartError>() || error.is::<DiscoverError>() || error.is::<StockError>();
+    let refused = |error: &BrokerError| matches!(error.kind, BrokerErrorKind::Known(_) | BrokerErrorKind::Refused(_));
+    let usage = usage || error.downcast_ref::<BrokerError>().is_some_and(refused);
     if usage || settings { ExitStatus::Usage } else { ExitStatus::Failed }
 }

@@ -24,28 +24,49 @@ pub(crate) struct Lines {
 pub(crate) struct Input {
     name: String,
     reader: Box<dyn BufRead + Send>,
+    /// The line that was read last, from 1.
+    number: u64,
 }
 
 impl Input {
     /// Opens a file, or standard input for `-`.
     pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
         if path == Path::new("-") {
-            return Ok(Self { name: "standard input".to_owned(), reader: Box::new(BufReader::new(io::stdin())) });
+            return Ok(Self { name: "standard input".to_owned(), reader: Box::new(BufReader::new(io::stdin())), number: 0 });
         }
         let name = shown(path).to_string();
         let file = File::open(path).with_context(|| format!("cannot open the tasks in {name}"))?;
-        Ok(Self { name, reader: Box::new(BufReader::new(file)) })
+        Ok(Self { name, reader: Box::new(BufReader::new(file)), number: 0 })
     }
 
     /// Adds every task to the broker; a line that is none is told to stderr, with its number and the reason. Blocks the thread.
     pub(crate) fn feed(mut self, store: &Store, runtime: &Handle) -> anyhow::Result<Lines> {
         let mut lines = Lines::default();
+        while let Some(task) = self.next_task()? {
+            match task {
+                Ok(task) => {
+                    if runtime.block_on(store.add(vec![Record::new(task)])).is_err() {
+                        break;
+                    }
+                }
+                Err(reason) => {
+                    lines.refused += 1;
+                    tracing::error!("{reason}");
+                }
+            }
+        }
+        Ok(lines)
+    }
+
+    /// The next task, or why the line that should be one is none; `None` at the end. Blank lines are skipped.
+    pub(crate) fn next_task(&mut self) -> anyhow::Result<Option<Result<Task, String>>> {
         let mut line = Vec::new();
-        for number in 1u64.. {
+        loop {
             line.clear();
+            self.number += 1;
             let read = self.reader.by_ref().take(MAX_LINE + 1).read_until(b'\n', &mut line);
-            if read.with_context(|| format!("cannot read on from {} at line {number}", self.name))? == 0 {
-                break;
+            if read.with_context(|| format!("cannot read on from {} at line {}", self.name, self.number))? == 0 {
+                return Ok(None);
             }
             let parsed = if line.len() as u64 > MAX_LINE {
                 self.skip_line()?;
@@ -55,18 +76,10 @@ impl Input {
             };
             match parsed {
                 Ok(None) => {}
-                Ok(Some(task)) => {
-                    if runtime.block_on(store.add(vec![Record::new(task)])).is_err() {
-                        break;
-                    }
-                }
-                Err(reason) => {
-                    lines.refused += 1;
-                    tracing::error!("{}:{number}: {reason}", self.name);
-                }
+                Ok(Some(task)) => return Ok(Some(Ok(task))),
+                Err(reason) => return Ok(Some(Err(format!("{}:{}: {reason}", self.name, self.number)))),
             }
         }
-        Ok(lines)
     }
 
     fn skip_line(&mut self) -> io::Result<()> {

@@ -1,9 +1,7 @@
 //! `qtasks-host plugin`: looks at plugin libraries, and locks them. Nothing of theirs is run.
 
-use std::io::{self, Write};
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 use qtasks_host::plugin::trust::lock::{Lock, Locked};
@@ -14,6 +12,7 @@ use qtasks_host::{Settings, shown};
 
 use super::exit_code::{ExitStatus, UsageError};
 use super::log;
+use super::output::{print, print_json};
 use super::settings_flags::SettingsFlags;
 
 #[derive(Debug, Subcommand)]
@@ -242,17 +241,4 @@ fn description(report: &LoadReport) -> String {
         text.push_str(&format!("refused      {reason}\n"));
     }
     text
-}
-
-fn print_json(value: &(impl serde::Serialize + ?Sized)) -> anyhow::Result<()> {
-    let text = serde_json::to_string_pretty(value).context("the report has no JSON form")?;
-    print(&format!("{text}\n"))
-}
-
-/// A closed pipe is not an error: whoever reads has seen enough.
-fn print(text: &str) -> anyhow::Result<()> {
-    match io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot print"),
-        _ => Ok(()),
-    }
 }

@@ -42,9 +42,26 @@ pub(crate) struct SettingsFlags {
     /// The qtasks-host binary that probes and isolates plugins (setting `guest_program`) [default: this one].
     #[arg(long, value_name = "FILE")]
     guest_program: Option<PathBuf>,
+    #[command(flatten)]
+    broker: BrokerFlags,
     /// Tasks that run at once (setting `concurrency`) [default: one for each core].
     #[arg(long, value_name = "N")]
     concurrency: Option<u64>,
+    /// Tasks that a worker takes ahead at most, while they are short (setting `prefetch`) [default: 256].
+    #[arg(long, value_name = "N")]
+    prefetch: Option<u64>,
+    /// Time without a sign of life after which a worker's tasks are taken over (setting `lease`) [default: 10].
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    lease: Option<f64>,
+    /// Time that what runs may take to end when the worker is stopped (setting `drain_deadline`) [default: 30].
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    drain_deadline: Option<f64>,
+    /// How long results are kept (setting `keep_results`) [default: 604800, a week].
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    keep_results: Option<f64>,
+    /// How long decisions are kept (setting `keep_decisions`) [default: 2592000, 30 days].
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    keep_decisions: Option<f64>,
     /// Longest time for one attempt of a task, where the task does not say (setting `max_time`) [default: no limit].
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     max_time: Option<f64>,
@@ -73,9 +90,7 @@ impl SettingsFlags {
     ///
     /// [`SettingsError`], naming file and line, or the flag.
     pub(crate) fn settings(&self) -> Result<Settings, SettingsError> {
-        let default = Path::new(DEFAULT_FILE);
-        let file = self.config.as_deref().or_else(|| default.exists().then_some(default));
-        let mut settings = Settings::read(file, &self.overrides())?;
+        let mut settings = read(self.config.as_deref(), &self.overrides())?;
         if settings.guest_program.is_none() {
             // This very program; a failure leaves plugins unloaded, with the reason told for each.
             settings.guest_program = std::env::current_exe().ok();
@@ -99,6 +114,13 @@ impl SettingsFlags {
             ("--probe", "probe", self.probe.map(|value| value.to_string())),
             ("--probe-deadline", "probe_deadline", self.probe_deadline.map(number)),
             ("--guest-program", "guest_program", self.guest_program.as_ref().map(path)),
+            ("--broker", "broker", self.broker.broker.as_deref().map(text)),
+            ("--name", "name", self.broker.project.as_deref().map(text)),
+            ("--prefetch", "prefetch", self.prefetch.map(|value| value.to_string())),
+            ("--lease", "lease", self.lease.map(number)),
+            ("--drain-deadline", "drain_deadline", self.drain_deadline.map(number)),
+            ("--keep-results", "keep_results", self.keep_results.map(number)),
+            ("--keep-decisions", "keep_decisions", self.keep_decisions.map(number)),
             ("--concurrency", "concurrency", self.concurrency.map(|value| value.to_string())),
             ("--max-time", "max_time", self.max_time.map(number)),
             ("--max-attempts", "max_attempts", self.max_attempts.map(|value| value.to_string())),
@@ -106,12 +128,70 @@ impl SettingsFlags {
             ("--intercept", "intercept", self.intercept.as_deref().map(text)),
             ("--log", "log", self.log.as_deref().map(text)),
         ];
-        let named = given.into_iter().filter_map(|(flag, key, value)| {
-            value.map(|value| Override { flag: flag.to_owned(), assignment: format!("{key} = {value}") })
-        });
-        let set = self.set.iter().map(|given| Override { flag: format!("--set {given}"), assignment: assignment(given) });
-        named.chain(set).collect()
+        overrides(given, &self.set)
     }
+}
+
+/// Where tasks wait and results stay.
+#[derive(Debug, Args)]
+pub(crate) struct BrokerFlags {
+    /// Where tasks wait and results stay: sqlite:PATH[?synchronous=full], redis://HOST[:PORT][/DB] or memory: (setting `broker`)
+    /// [default: tasks.db in the state directory].
+    #[arg(long, value_name = "URL")]
+    broker: Option<String>,
+    /// The project: tasks of one are unknown to another (setting `name`) [default: QueueTasks].
+    #[arg(long = "name", value_name = "NAME")]
+    project: Option<String>,
+}
+
+/// The settings of a client, which loads no plugins.
+#[derive(Debug, Args)]
+pub(crate) struct ClientFlags {
+    /// Settings file [default: qtasks-host.toml, if there is one here].
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    broker: BrokerFlags,
+    /// Directory in which tasks.db lies where no broker is named (setting `state_dir`) [default: qtasks-host in the user's state
+    /// directory].
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// What is logged on stderr (setting `log`) [default: info].
+    #[arg(long, value_name = "LEVEL")]
+    log: Option<String>,
+}
+
+impl ClientFlags {
+    /// The settings: the file's, with the flags on top.
+    ///
+    /// # Errors
+    ///
+    /// [`SettingsError`], naming file and line, or the flag.
+    pub(crate) fn settings(&self) -> Result<Settings, SettingsError> {
+        let text = |value: &str| toml::Value::from(value).to_string();
+        let given = [
+            ("--broker", "broker", self.broker.broker.as_deref().map(text)),
+            ("--name", "name", self.broker.project.as_deref().map(text)),
+            ("--state-dir", "state_dir", self.state_dir.as_ref().map(|path| text(&path.to_string_lossy()))),
+            ("--log", "log", self.log.as_deref().map(text)),
+        ];
+        read(self.config.as_deref(), &overrides(given, &[]))
+    }
+}
+
+/// Reads the file that is named, or the one that lies here.
+fn read(file: Option<&Path>, overrides: &[Override]) -> Result<Settings, SettingsError> {
+    let default = Path::new(DEFAULT_FILE);
+    Settings::read(file.or_else(|| default.exists().then_some(default)), overrides)
+}
+
+/// Flags as assignments: each its name, its setting and its value as TOML, and then those of `--set`.
+fn overrides<const N: usize>(given: [(&str, &str, Option<String>); N], set: &[String]) -> Vec<Override> {
+    let named = given.into_iter().filter_map(|(flag, key, value)| {
+        value.map(|value| Override { flag: flag.to_owned(), assignment: format!("{key} = {value}") })
+    });
+    let set = set.iter().map(|given| Override { flag: format!("--set {given}"), assignment: assignment(given) });
+    named.chain(set).collect()
 }
 
 /// `KEY=VALUE` as TOML: a value that is not TOML is meant as a text, so that nobody has to quote twice for the shell.

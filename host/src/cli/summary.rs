@@ -40,7 +40,7 @@ impl Summary {
             Status::Cancel => task.cancel += 1,
         }
         if let Some(resolution) = &report.resolved_by {
-            let key = (Arc::clone(&resolution.by.name), word(resolution.outcome));
+            let key = (Arc::clone(&resolution.by.name), resolution.outcome.name());
             *task.resolved.entry(key).or_default() += 1;
         }
         for decision in &report.decisions {
@@ -61,18 +61,6 @@ impl Summary {
 
     fn sum(&self, count: impl Fn(&TaskCounts) -> u64) -> u64 {
         self.tasks.values().map(count).sum()
-    }
-}
-
-fn word(outcome: OutcomeKind) -> &'static str {
-    match outcome {
-        OutcomeKind::Pass => "pass",
-        OutcomeKind::Result => "result",
-        OutcomeKind::RetryAfter => "retry_after",
-        OutcomeKind::Cancel => "cancel",
-        OutcomeKind::ReplaceError => "replace_error",
-        OutcomeKind::DeadLetter => "dead_letter",
-        OutcomeKind::Failed => "failed",
     }
 }
 

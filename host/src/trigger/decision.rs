@@ -28,6 +28,22 @@ pub enum OutcomeKind {
     Failed,
 }
 
+impl OutcomeKind {
+    /// As it is written.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Result => "result",
+            Self::RetryAfter => "retry_after",
+            Self::Cancel => "cancel",
+            Self::ReplaceError => "replace_error",
+            Self::DeadLetter => "dead_letter",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// One handler's call, as recorded: who, what, how long.
 #[derive(Debug, Clone, Serialize)]
 pub struct Decision {

@@ -1,0 +1,102 @@
+//! A worker's beat: a number that goes up while the worker lives. Whoever sees it stand still for the lease's time, by its own clock,
+//! may take over what the worker held. No two clocks are compared, so none can be wrong.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+use tokio::sync::mpsc::UnboundedSender;
+use uuid::Uuid;
+
+use super::connection::error_of;
+use super::writer::in_transaction;
+use crate::broker::Cancellation;
+use crate::broker::record::unix_now;
+
+/// Requests to cancel are looked for this often.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// This process' worker.
+#[derive(Debug)]
+pub(super) struct Beat {
+    worker: Uuid,
+    every: Duration,
+    next_beat: Instant,
+    next_look: Instant,
+    cancellations: UnboundedSender<Cancellation>,
+}
+
+impl Beat {
+    pub(super) fn new(worker: Uuid, lease: Duration, cancellations: UnboundedSender<Cancellation>) -> Self {
+        let now = Instant::now();
+        let every = lease / 3;
+        Self { worker, every, next_beat: now + every, next_look: now + LOOK, cancellations }
+    }
+
+    /// When there is something to do next.
+    pub(super) fn next(&self) -> Instant {
+        self.next_beat.min(self.next_look)
+    }
+
+    /// Does what is due. A failure is told; the next beat may come in time.
+    pub(super) fn once(&mut self, connection: &Connection, place: &Arc<str>) {
+        let now = Instant::now();
+        let beat_is_due = self.next_beat <= now;
+        if self.next_look <= now {
+            self.next_look = now + LOOK;
+        }
+        if beat_is_due {
+            self.next_beat = now + self.every;
+        }
+        if let Err(error) = self.try_once(connection, beat_is_due) {
+            tracing::error!("the worker's beat could not be written: {}", super::chain(&error_of(place, error)));
+        }
+    }
+
+    fn try_once(&self, connection: &Connection, beat_is_due: bool) -> rusqlite::Result<()> {
+        if beat_is_due {
+            let mut statement = connection.prepare_cached(
+                "INSERT INTO worker (id, beat, seen_at) VALUES (?1, 1, ?2)
+                 ON CONFLICT (id) DO UPDATE SET beat = beat + 1, seen_at = excluded.seen_at",
+            )?;
+            statement.execute((self.worker, unix_now()))?;
+        }
+        let asked: bool = connection
+            .prepare_cached("SELECT EXISTS (SELECT 1 FROM cancellation WHERE worker = ?1)")?
+            .query_row([self.worker], |row| row.get(0))?;
+        if !asked {
+            return Ok(());
+        }
+        let found = in_transaction(connection, || {
+            let mut statement = connection.prepare_cached("DELETE FROM cancellation WHERE worker = ?1 RETURNING uuid, reason")?;
+            let rows = statement.query_map([self.worker], |row| Ok(Cancellation { uuid: row.get(0)?, reason: row.get(1)? }))?;
+            rows.collect::<rusqlite::Result<Vec<_>>>()
+        })?;
+        // A worker that is about to end does not listen any more.
+        found.into_iter().for_each(|cancellation| drop(self.cancellations.send(cancellation)));
+        Ok(())
+    }
+}
+
+/// The beats of others, as this process saw them.
+#[derive(Debug, Default)]
+pub(super) struct Watched(HashMap<Uuid, (i64, Instant)>);
+
+impl Watched {
+    /// Who has stood still for `lease`, given the beats that are written now; each with the beat it stood still at.
+    pub(super) fn dead(&mut self, beats: &[(Uuid, i64)], lease: Duration) -> Vec<(Uuid, i64)> {
+        let now = Instant::now();
+        self.0.retain(|worker, _| beats.iter().any(|(known, _)| known == worker));
+        let mut dead = Vec::new();
+        for (worker, beat) in beats {
+            let seen = self.0.entry(*worker).or_insert((*beat, now));
+            if seen.0 != *beat {
+                *seen = (*beat, now);
+            } else if now.duration_since(seen.1) >= lease {
+                dead.push((*worker, *beat));
+            }
+        }
+        dead
+    }
+}

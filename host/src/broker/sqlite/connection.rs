@@ -1,0 +1,96 @@
+//! Opening the file, and what its errors mean.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
+
+use crate::broker::error::{BrokerError, BrokerErrorKind};
+use crate::broker::url::Synchronous;
+
+/// The layout that this program writes.
+const LAYOUT: i64 = 1;
+/// "qtas", so that `file` and this program know the file.
+const APPLICATION_ID: i64 = 0x7174_6173;
+/// How long another process may keep the file locked.
+const BUSY: Duration = Duration::from_secs(5);
+/// Prepared statements that are kept.
+const STATEMENTS: usize = 64;
+
+/// The config under which this program keeps its own values.
+const OWN: &str = "qtasks-host";
+
+/// Opens the file, and makes it a task database of `project` where it is new.
+pub(super) fn open(path: &Path, synchronous: Synchronous, project: &str, place: &Arc<str>) -> Result<Connection, BrokerError> {
+    let mut connection = connect(path, synchronous).map_err(|error| error_of(place, error))?;
+    let found = prepare(&mut connection, project).map_err(|error| error_of(place, error))?;
+    match found {
+        Found::Ours => Ok(connection),
+        Found::Foreign => Err(BrokerError::new(place, BrokerErrorKind::Damaged)),
+        Found::Layout(found) => Err(BrokerError::new(place, BrokerErrorKind::Layout { found, expected: LAYOUT })),
+        Found::Project(other) => Err(BrokerError::new(
+            place,
+            BrokerErrorKind::Refused(format!(
+                "holds the tasks of project {other:?}, and this is {project:?}; use another file, or set name"
+            )),
+        )),
+    }
+}
+
+/// A further connection to a file that was opened before.
+pub(super) fn connect(path: &Path, synchronous: Synchronous) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", synchronous.name())?;
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    // Kibibytes; the rest is the page cache of the system.
+    connection.pragma_update(None, "cache_size", -8192)?;
+    Ok(connection)
+}
+
+enum Found {
+    Ours,
+    Foreign,
+    Layout(i64),
+    Project(String),
+}
+
+fn prepare(connection: &mut Connection, project: &str) -> rusqlite::Result<Found> {
+    // Two processes may open a new file at the same time.
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let number = |name: &str| transaction.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    let (layout, application) = (number("user_version")?, number("application_id")?);
+    let tables: i64 = transaction.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    if tables == 0 {
+        transaction.execute_batch(include_str!("schema.sql"))?;
+        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+        transaction.pragma_update(None, "user_version", LAYOUT)?;
+        transaction.execute("INSERT INTO config VALUES (?1, 'project', ?2)", (OWN, project))?;
+    } else if application != APPLICATION_ID {
+        return Ok(Found::Foreign);
+    } else if layout != LAYOUT {
+        return Ok(Found::Layout(layout));
+    }
+    let known: String =
+        transaction.query_row("SELECT value FROM config WHERE name = ?1 AND key = 'project'", [OWN], |row| row.get(0))?;
+    transaction.commit()?;
+    Ok(if known == project { Found::Ours } else { Found::Project(known) })
+}
+
+/// What an error of SQLite means for whoever works with tasks.
+pub(super) fn error_of(place: &Arc<str>, error: rusqlite::Error) -> BrokerError {
+    let kind = match error.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => BrokerErrorKind::Full,
+        Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => BrokerErrorKind::ReadOnly,
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => BrokerErrorKind::Damaged,
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => BrokerErrorKind::Locked(BUSY),
+        Some(ErrorCode::SystemIoFailure) => BrokerErrorKind::Other,
+        Some(ErrorCode::TooBig) => BrokerErrorKind::Refused("a task or a result is too large for this broker".to_owned()),
+        _ => BrokerErrorKind::Other,
+    };
+    BrokerError::with_source(place, kind, error)
+}

@@ -1,0 +1,83 @@
+//! Wakes who waits when another process has written to the file: the system tells of each write to the write-ahead log, so nobody has
+//! to look again and again.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::io::Errno;
+use tokio::sync::Notify;
+
+/// A write is seen before the commit that it belongs to, so who is woken looks again after these.
+const AGAIN: [Duration; 3] = [Duration::from_millis(1), Duration::from_millis(4), Duration::from_millis(20)];
+/// Where the system does not tell, this often is looked.
+const WITHOUT_TELLING: Duration = Duration::from_millis(50);
+/// How long the thread may outlive the backend.
+const LINGER: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+/// Starts a thread that wakes whoever waits on `changed` when the file may have changed. It ends when nobody else has `changed`.
+///
+/// # Errors
+///
+/// When the system gives no thread.
+pub(super) fn watch(database: &Path, changed: &Arc<Notify>) -> std::io::Result<()> {
+    let mut log = database.as_os_str().to_owned();
+    log.push("-wal");
+    let log = PathBuf::from(log);
+    let changed = Arc::downgrade(changed);
+    let watching = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)
+        .and_then(|events| inotify::add_watch(&events, &log, WatchFlags::MODIFY).map(|_| events));
+    let thread = std::thread::Builder::new().name("qtasks-wakeup".to_owned());
+    match watching {
+        Ok(events) => thread.spawn(move || told(&events, &changed))?,
+        Err(error) => {
+            tracing::warn!("writes of other processes are looked for every {} ms: {error}", WITHOUT_TELLING.as_millis());
+            thread.spawn(move || {
+                while wake(&changed) {
+                    std::thread::sleep(WITHOUT_TELLING)
+                }
+            })?
+        }
+    };
+    Ok(())
+}
+
+/// Wakes who waits; `false` when nobody can any more.
+fn wake(changed: &Weak<Notify>) -> bool {
+    changed.upgrade().is_some_and(|changed| {
+        changed.notify_waiters();
+        true
+    })
+}
+
+fn told(events: &OwnedFd, changed: &Weak<Notify>) {
+    let mut buffer = [0; 4096];
+    loop {
+        let ready = match poll(&mut [PollFd::new(events, PollFlags::IN)], Some(&LINGER)) {
+            Ok(ready) => ready > 0,
+            Err(Errno::INTR) => false,
+            Err(error) => {
+                tracing::error!("writes of other processes are no longer seen: {error}");
+                return;
+            }
+        };
+        if !ready {
+            if changed.strong_count() == 0 {
+                return;
+            }
+            continue;
+        }
+        // What happened is of no interest, only that something did.
+        while rustix::io::read(events, &mut buffer).is_ok() {}
+        if !wake(changed) {
+            return;
+        }
+        for pause in AGAIN {
+            std::thread::sleep(pause);
+            wake(changed);
+        }
+    }
+}

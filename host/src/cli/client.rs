@@ -1,0 +1,30 @@
+//! What the commands of a client share: they work with the project's tasks, and load no plugins.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anyhow::Context;
+use indicatif::ProgressBar;
+use qtasks_host::broker::{Store, open};
+use qtasks_host::plugin::Registry;
+use qtasks_host::queue_tasks::QueueTasks;
+use qtasks_host::trigger::Dispatcher;
+
+use super::log;
+use super::settings_flags::ClientFlags;
+
+/// Runs `work` with the project's tasks.
+pub(crate) fn with_queue<T, F>(flags: &ClientFlags, work: impl FnOnce(QueueTasks) -> F) -> anyhow::Result<T>
+where
+    F: Future<Output = anyhow::Result<T>>,
+{
+    let settings = flags.settings()?;
+    log::install(&settings.log, &ProgressBar::hidden())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+    runtime.block_on(async {
+        let broker = settings.broker();
+        let backend = open(&broker).await?;
+        let nobody = Dispatcher::new(Registry::default(), &BTreeMap::new());
+        work(QueueTasks::new(Arc::new(Store::new(backend, Arc::new(nobody), broker.name)))).await
+    })
+}

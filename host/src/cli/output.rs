@@ -1,0 +1,52 @@
+//! What commands print: results on stdout, for people or as JSON.
+
+use std::io::{self, Write};
+
+use anyhow::Context;
+use serde::Serialize;
+
+/// Prints a value as JSON, over several lines.
+pub(crate) fn print_json(value: &(impl Serialize + ?Sized)) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(value).context("the report has no JSON form")?;
+    print(&format!("{text}\n"))
+}
+
+/// Prints values as JSON Lines.
+pub(crate) fn print_json_lines<T: Serialize>(values: &[T]) -> anyhow::Result<()> {
+    let mut text = String::new();
+    for value in values {
+        // JSON that passes through keeps its own line ends, which stand only between members: one value is one line.
+        let line = serde_json::to_string(value).context("a record has no JSON form")?;
+        text.push_str(&line.replace(['\n', '\r'], " "));
+        text.push('\n');
+    }
+    print(&text)
+}
+
+/// A closed pipe is not an error: whoever reads has seen enough.
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot print"),
+        _ => Ok(()),
+    }
+}
+
+/// A table: each column as wide as its widest cell, two spaces between.
+pub(crate) fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let mut widths = [0; N];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (width, cell) in widths.iter().zip(row) {
+            line.push_str(&format!("{cell:<width$}  "));
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}

@@ -1,0 +1,163 @@
+//! `qtasks-host task add`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use qtasks_host::Task;
+use qtasks_host::broker::{Record, TaskStatus};
+use qtasks_host::queue_tasks::Waited;
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use super::{seconds, show};
+use crate::cli::client::with_queue;
+use crate::cli::exit_code::{ExitStatus, UsageError};
+use crate::cli::input::Input;
+use crate::cli::output::{print, print_json_lines};
+use crate::cli::settings_flags::ClientFlags;
+
+/// Tasks of a file are added in steps of this many.
+const STEP: usize = 1000;
+
+/// Add a task, or all tasks of a file, and print their uuids.
+///
+///     qtasks-host task add resize --args '["a.png"]' --kwargs '{"width": 800}'
+///     qtasks-host task add --from tasks.jsonl
+///
+/// A task that was added is safe when its uuid is printed. With --wait the command waits until the
+/// task has ended, prints what became of it, and exits with 1 when it ended in `error`.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct AddArguments {
+    /// The task's name.
+    #[arg(required_unless_present = "from", conflicts_with = "from")]
+    name: Option<String>,
+    /// Positional arguments, a JSON list.
+    #[arg(long, value_name = "JSON", conflicts_with = "from")]
+    args: Option<String>,
+    /// Named arguments, a JSON object.
+    #[arg(long, value_name = "JSON", conflicts_with = "from")]
+    kwargs: Option<String>,
+    /// Its id, a uuid of version 4 [default: a new one].
+    #[arg(long, conflicts_with = "from")]
+    uuid: Option<Uuid>,
+    /// Higher runs first [default: 0].
+    #[arg(long, value_name = "N", allow_negative_numbers = true, conflicts_with = "from")]
+    priority: Option<i64>,
+    /// Longest time for one attempt [default: the task's own].
+    #[arg(long, value_name = "SECONDS", conflicts_with = "from")]
+    max_time: Option<f64>,
+    /// Runs in all [default: the task's own].
+    #[arg(long, value_name = "N", conflicts_with = "from")]
+    attempts: Option<u32>,
+    /// Run it no earlier than after this time [default: 0].
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    delay: Option<Duration>,
+    /// Tasks as JSON Lines, as `run` takes them; - is standard input.
+    #[arg(long, value_name = "FILE")]
+    from: Option<PathBuf>,
+    /// Wait until the task has ended.
+    #[arg(long, conflicts_with = "from")]
+    wait: bool,
+    /// Wait at most so long [default: for ever].
+    #[arg(long, value_name = "SECONDS", requires = "wait", value_parser = seconds)]
+    timeout: Option<Duration>,
+    /// Print the records as JSON Lines instead.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    client: ClientFlags,
+}
+
+pub(super) fn run(arguments: &AddArguments) -> anyhow::Result<ExitStatus> {
+    match &arguments.from {
+        Some(from) => add_all(arguments, Input::open(from)?),
+        None => add_one(arguments, task(arguments)?),
+    }
+}
+
+/// The task that the flags describe, checked as a line of a file would be.
+fn task(arguments: &AddArguments) -> Result<Task, UsageError> {
+    let json = |flag: &str, text: &Option<String>| {
+        text.as_ref()
+            .map(|text| {
+                RawValue::from_string(text.clone())
+                    .map_err(|error| UsageError(format!("{flag} is {text:?}, which is no JSON: {error}; quote it for the shell")))
+            })
+            .transpose()
+    };
+    let line = serde_json::json!({
+        "task": arguments.name,
+        "args": json("--args", &arguments.args)?.unwrap_or_else(|| empty("[]")),
+        "kwargs": json("--kwargs", &arguments.kwargs)?.unwrap_or_else(|| empty("{}")),
+        "uuid": arguments.uuid,
+        "priority": arguments.priority.unwrap_or(0),
+        "max_time": arguments.max_time,
+        "attempts": arguments.attempts,
+    });
+    Task::from_json(&line.to_string()).map_err(|error| UsageError(error.to_string()))
+}
+
+fn empty(text: &str) -> Box<RawValue> {
+    RawValue::from_string(text.to_owned()).unwrap_or_default()
+}
+
+fn record(task: Task, delay: Option<Duration>) -> Record {
+    Record::new(task).after(delay.unwrap_or_default())
+}
+
+fn add_one(arguments: &AddArguments, task: Task) -> anyhow::Result<ExitStatus> {
+    with_queue(&arguments.client, async |queue| {
+        let added = queue.add_task(record(task, arguments.delay)).await?;
+        if !arguments.wait {
+            told(&[added], arguments.json)?;
+            return Ok(ExitStatus::Success);
+        }
+        let timeout = arguments.timeout.unwrap_or(Duration::MAX);
+        match queue.wait(added.task.uuid, timeout).await? {
+            Waited::Ended(record) => {
+                show::record(&record, arguments.json)?;
+                Ok(if record.status == TaskStatus::Error { ExitStatus::TasksFailed } else { ExitStatus::Success })
+            }
+            Waited::NotYet(record) => {
+                show::record(&record, arguments.json)?;
+                eprintln!("qtasks-host: the task was added and has not ended in time; is a worker there? (qtasks-host ping)");
+                Ok(ExitStatus::NotInTime)
+            }
+            Waited::Unknown => super::unknown(added.task.uuid),
+        }
+    })
+}
+
+fn add_all(arguments: &AddArguments, input: Input) -> anyhow::Result<ExitStatus> {
+    with_queue(&arguments.client, async |queue| {
+        let (mut input, mut refused) = (input, 0);
+        loop {
+            let mut step = Vec::new();
+            while step.len() < STEP
+                && let Some(line) = input.next_task()?
+            {
+                match line {
+                    Ok(task) => step.push(record(task, arguments.delay)),
+                    Err(reason) => {
+                        refused += 1;
+                        tracing::error!("{reason}");
+                    }
+                }
+            }
+            if step.is_empty() {
+                break;
+            }
+            told(&queue.add_tasks(step).await?, arguments.json)?;
+        }
+        Ok(if refused > 0 { ExitStatus::BadInput } else { ExitStatus::Success })
+    })
+}
+
+fn told(added: &[Record], json: bool) -> anyhow::Result<()> {
+    if json {
+        return print_json_lines(added);
+    }
+    print(&added.iter().map(|record| format!("{}\n", record.task.uuid)).collect::<String>())
+}

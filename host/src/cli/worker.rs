@@ -1,0 +1,65 @@
+//! `qtasks-host worker`: runs tasks from a broker until it is told to stop.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use indicatif::ProgressBar;
+use qtasks_host::starter::Ran;
+use qtasks_host::{App, shown};
+
+use super::exit_code::ExitStatus;
+use super::log;
+use super::settings_flags::SettingsFlags;
+
+/// Run tasks from the broker until SIGTERM or Ctrl-C.
+///
+/// Tasks are what the plugins in the directory provide, and commands that the settings declare.
+/// Several workers, on one machine or (over Redis) on several, share the tasks of a project.
+///
+/// The broker is a file by default, tasks.db in the state directory. Another one:
+///
+///     qtasks-host worker --broker sqlite:/var/lib/qtasks/tasks.db
+///     qtasks-host worker --broker redis://localhost:6379/0
+///
+/// Over Redis, QTasks' Python producers and workers are served as they are.
+///
+/// On the first signal nothing more is begun, and what runs has `drain_deadline` to end; the rest is
+/// given back to the broker. A second signal stops at once. A worker that is killed loses nothing
+/// either: its tasks are taken over when its lease is over.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct WorkerArguments {
+    #[command(flatten)]
+    settings: SettingsFlags,
+}
+
+pub(super) fn run(arguments: &WorkerArguments) -> anyhow::Result<ExitStatus> {
+    let settings = arguments.settings.settings()?;
+    log::install(&settings.log, &ProgressBar::hidden())?;
+    if let Err(error) = qtasks_host::plugin::fatal::name_culprits(&settings.state_dir) {
+        tracing::warn!("a plugin that ends this process will not be named: {}: {error}", shown(&settings.state_dir));
+    }
+    let broker = settings.broker();
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
+    let ran = runtime.block_on(async {
+        let running = App::new(settings).start().await?;
+        let known: Vec<&str> = running.executor().tasks().iter().map(|task| task.name()).collect();
+        if known.is_empty() {
+            tracing::warn!("this worker knows no task: name a directory with --plugins, or declare commands under [tasks]");
+        }
+        tracing::info!("project {} at {}; tasks: {}", broker.name, broker.url, shown(&known.join(", ")));
+        anyhow::Ok(running.starter().await?.run().await?)
+    });
+    // A thread that is in a hung plugin or a blocking task must not keep the process alive.
+    runtime.shutdown_timeout(Duration::ZERO);
+    match ran? {
+        Ran::Drained(worked) => {
+            if worked.given_back > 0 {
+                tracing::warn!("{} tasks were given back to the broker", worked.given_back);
+            }
+            Ok(ExitStatus::Success)
+        }
+        Ran::AtOnce => Ok(ExitStatus::Interrupted),
+    }
+}

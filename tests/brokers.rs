@@ -1,0 +1,365 @@
+//! What every broker promises, over each of them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use qtasks_host::broker::url::Synchronous;
+use qtasks_host::broker::{
+    Attempt, Backend, BrokerErrorKind, BrokerSettings, BrokerUrl, Cancellation, Cancelled, Counts, Fields, Filter, Finish,
+    MemoryBackend, Record, Requeued, Taken, TaskStatus, open,
+};
+use qtasks_host::{Status, Task};
+use qtasks_plugin_api::ErrorBody;
+use serde_json::{Value, json};
+
+use crate::support::Place;
+
+/// A broker of a test's own, and how to open it once more as another process would.
+pub(crate) struct Brokers {
+    pub(crate) place: Place,
+    settings: Option<BrokerSettings>,
+    memory: Option<Arc<dyn Backend>>,
+}
+
+impl Brokers {
+    fn sqlite() -> Self {
+        let place = Place::new();
+        let url = BrokerUrl::Sqlite { path: place.path("tasks.db"), synchronous: Synchronous::Normal };
+        Self {
+            place,
+            settings: Some(BrokerSettings { lease: Duration::from_millis(300), ..BrokerSettings::new(url) }),
+            memory: None,
+        }
+    }
+
+    fn memory() -> Self {
+        let memory: Arc<dyn Backend> = Arc::new(MemoryBackend::new(MemoryBackend::UNBOUNDED, true));
+        Self { place: Place::new(), settings: None, memory: Some(memory) }
+    }
+
+    /// A handle of its own on the same tasks.
+    pub(crate) async fn open(&self) -> Arc<dyn Backend> {
+        match &self.settings {
+            Some(settings) => open(settings).await.unwrap_or_else(|error| panic!("{error}: {:?}", error.source)),
+            None => Arc::clone(self.memory.as_ref().expect("one of both")),
+        }
+    }
+}
+
+/// One test over each broker.
+macro_rules! over_each_broker {
+    ($($name:ident)*) => {
+        mod over_memory { $(#[tokio::test] async fn $name() { super::$name(super::Brokers::memory()).await })* }
+        mod over_sqlite { $(#[tokio::test] async fn $name() { super::$name(super::Brokers::sqlite()).await })* }
+    };
+}
+
+over_each_broker! {
+    a_record_comes_back_as_it_was_put
+    higher_priorities_come_first_and_within_one_the_earlier
+    delayed_tasks_come_in_their_time
+    a_uuid_is_taken_once
+    a_finished_task_keeps_its_result_its_attempts_and_its_decisions
+    a_retry_waits_and_comes_back_with_its_attempt
+    a_lease_ends_with_the_next_delivery
+    what_waits_is_cancelled_and_what_runs_is_told
+    an_ended_task_can_run_again
+    fields_can_be_replaced
+    old_results_are_removed_and_nothing_else
+    everything_can_be_removed
+    who_waits_is_told_of_changes
+    the_global_config_is_shared
+}
+
+pub(crate) fn task(name: &str, priority: i64) -> Record {
+    let mut task = Task::new(name).and_then(|task| task.with_arguments(json!([name]), json!({"é": "ü"}))).expect("a task");
+    task.priority = priority;
+    Record::new(task)
+}
+
+/// The only task that can be taken.
+pub(crate) async fn take_one(backend: &Arc<dyn Backend>) -> Taken {
+    let mut taken = backend.take(1).await.expect("a task");
+    assert_eq!(taken.len(), 1);
+    taken.remove(0)
+}
+
+/// Nothing can be taken now: the future waits.
+async fn assert_nothing_to_take(backend: &Arc<dyn Backend>) {
+    assert_eq!(backend.counts().await.map(|counts| counts.new - counts.delayed), Ok(0), "nothing waits");
+}
+
+fn ended(taken: &Taken, status: TaskStatus) -> Finish {
+    let mut record = taken.record.clone();
+    record.status = status;
+    record.returning = (status == TaskStatus::Success).then(|| serde_json::value::to_raw_value(&json!({"n": 1})).expect("JSON"));
+    Finish { lease: taken.lease, record, retry: None, attempt: None }
+}
+
+async fn finish(backend: &Arc<dyn Backend>, finish: Finish) -> bool {
+    backend.finish(Arc::new([finish])).await.expect("an answer").is_empty()
+}
+
+fn json_of(record: &Record) -> Value {
+    serde_json::to_value(record).expect("JSON")
+}
+
+async fn a_record_comes_back_as_it_was_put(brokers: Brokers) {
+    let backend = brokers.open().await;
+    let mut record = task("odd", -7);
+    record.task.max_time = Some(Duration::from_millis(1500));
+    record.task.attempts = Some(4);
+    record.extras = serde_json::from_str::<Fields>(r#"{"note": {"deep": [1]}}"#).expect("fields");
+    record.task.args = serde_json::from_str::<Box<_>>("[123456789012345678901234567890, 1.0]").map(Arc::from).expect("JSON");
+    let uuid = record.task.uuid;
+    backend.add(vec![record.clone()]).await.expect("room");
+    let found = brokers.open().await.get(uuid).await.expect("an answer").expect("it is there");
+    assert_eq!(serde_json::to_string(&found).expect("JSON"), serde_json::to_string(&record).expect("JSON"));
+    assert_eq!(found.task.args.get(), "[123456789012345678901234567890, 1.0]");
+    assert_eq!((found.task.attempts, found.task.max_time), (Some(4), Some(Duration::from_millis(1500))));
+    backend.attach().await.expect("a worker");
+    let taken = take_one(&backend).await;
+    assert_eq!((taken.record.status, taken.record.task.attempts), (TaskStatus::Process, Some(4)));
+    assert_eq!(backend.get(uuid).await.expect("an answer").expect("it is there").status, TaskStatus::Process);
+    assert!(backend.get(Task::new("other").expect("a name").uuid).await.expect("an answer").is_none());
+}
+
+async fn higher_priorities_come_first_and_within_one_the_earlier(brokers: Brokers) {
+    let backend = brokers.open().await;
+    let records = [("a", 0), ("b", 9), ("c", 0), ("d", -5), ("e", 9)].map(|(name, priority)| task(name, priority));
+    backend.add(records.into()).await.expect("room");
+    backend.attach().await.expect("a worker");
+    let mut order = Vec::new();
+    while order.len() < 5 {
+        order.extend(backend.take(2).await.expect("tasks").into_iter().map(|taken| taken.record.task.name.to_string()));
+    }
+    assert_eq!(order, ["b", "e", "a", "c", "d"]);
+}
+
+async fn delayed_tasks_come_in_their_time(brokers: Brokers) {
+    let backend = brokers.open().await;
+    backend.attach().await.expect("a worker");
+    let later = task("later", 9).after(Duration::from_millis(200));
+    let due = later.due.expect("it is delayed");
+    backend.add(vec![later, task("now", 0)]).await.expect("room");
+    assert_eq!(&*take_one(&backend).await.record.task.name, "now");
+    assert_eq!(backend.counts().await.expect("counts").delayed, 1);
+    let taken = take_one(&backend).await;
+    assert_eq!(&*taken.record.task.name, "later");
+    assert!(qtasks_host::broker::unix_now() >= due - 0.001);
+}
+
+async fn a_uuid_is_taken_once(brokers: Brokers) {
+    let backend = brokers.open().await;
+    let first = task("a", 0);
+    backend.add(vec![first.clone()]).await.expect("room");
+    let error = backend.add(vec![task("b", 0), first.clone()]).await.expect_err("it is there already");
+    assert_eq!(error.kind, BrokerErrorKind::Known(first.task.uuid));
+    assert!(error.to_string().contains("expected a new uuid"), "{error}");
+    assert_eq!(backend.counts().await.expect("counts").new, 1, "all or none");
+}
+
+async fn a_finished_task_keeps_its_result_its_attempts_and_its_decisions(brokers: Brokers) {
+    let backend = brokers.open().await;
+    backend.attach().await.expect("a worker");
+    backend.add(vec![task("a", 0)]).await.expect("room");
+    let taken = take_one(&backend).await;
+    let uuid = taken.lease.uuid;
+    let error = Box::new(ErrorBody::new("TaskPluginTriggerError", "sea is frozen"));
+    let decision =
+        serde_json::from_str(r#"{"plugin": "p", "version": "1.0.0", "digest": "ab"}"#).map(Arc::new).expect("an identity");
+    let decision = qtasks_host::trigger::Decision {
+        event: 7,
+        trigger: qtasks_host::trigger::Trigger::TaskExecutorRunTaskTriggerError,
+        by: decision,
+        outcome: qtasks_host::trigger::OutcomeKind::Result,
+        duration: Duration::from_micros(250),
+        failure: None,
+    };
+    let mut finished = ended(&taken, TaskStatus::Success);
+    finished.attempt = Some(Attempt { attempt: 1, at: 1.5, seconds: 0.25, error, decisions: vec![decision] });
+    assert!(finish(&backend, finished).await);
+    let record = brokers.open().await.get(uuid).await.expect("an answer").expect("it is there");
+    let found = json_of(&record);
+    assert_eq!((&found["status"], &found["returning"]), (&json!("success"), &json!({"n": 1})));
+    let attempt = &found["history"][0];
+    assert_eq!((&attempt["attempt"], &attempt["error"]["message"]), (&json!(1), &json!("sea is frozen")));
+    assert_eq!(attempt["decisions"][0]["digest"], json!("ab"));
+    let decisions = backend.decisions(Some(uuid), 10).await.expect("decisions");
+    assert_eq!(decisions.len(), 1);
+    let found = serde_json::to_value(&decisions[0]).expect("JSON");
+    let wanted = json!({"task_name": "a", "attempt": 1, "plugin": "p", "version": "1.0.0", "digest": "ab", "outcome": "result"});
+    for (key, value) in wanted.as_object().expect("an object") {
+        assert_eq!(&found[key], value, "{key}: {found}");
+    }
+    assert_eq!(found["error"]["message"], json!("sea is frozen"));
+    assert!(backend.decisions(None, 0).await.expect("decisions").is_empty());
+}
+
+async fn a_retry_waits_and_comes_back_with_its_attempt(brokers: Brokers) {
+    let backend = brokers.open().await;
+    backend.attach().await.expect("a worker");
+    backend.add(vec![task("a", 0)]).await.expect("room");
+    let taken = take_one(&backend).await;
+    let mut again = ended(&taken, TaskStatus::Process);
+    again.record.task.attempt = 2;
+    again.retry = Some(Duration::from_millis(100));
+    assert!(finish(&backend, again).await);
+    assert_eq!(backend.counts().await.expect("counts"), Counts { new: 1, delayed: 1, ..Counts::default() });
+    let again = take_one(&backend).await;
+    assert_eq!((again.record.task.attempt, again.record.status), (2, TaskStatus::Process));
+    assert_eq!(again.record.task.args.get(), taken.record.task.args.get());
+    assert!(again.lease.delivery > taken.lease.delivery);
+}
+
+async fn a_lease_ends_with_the_next_delivery(brokers: Brokers) {
+    let backend = brokers.open().await;
+    backend.attach().await.expect("a worker");
+    backend.add(vec![task("a", 0), task("b", 0)]).await.expect("room");
+    let old = take_one(&backend).await;
+    assert_eq!(backend.detach().await.expect("an answer"), 1);
+    let other = brokers.open().await;
+    other.attach().await.expect("another worker");
+    let new = take_one(&other).await;
+    assert_eq!(new.lease.uuid, old.lease.uuid, "it keeps its place");
+    assert!(!finish(&backend, ended(&old, TaskStatus::Error)).await);
+    assert!(finish(&other, ended(&new, TaskStatus::Success)).await);
+    assert!(!finish(&other, ended(&new, TaskStatus::Error)).await, "once");
+    assert_eq!(other.counts().await.expect("counts"), Counts { new: 1, success: 1, ..Counts::default() });
+}
+
+async fn what_waits_is_cancelled_and_what_runs_is_told(brokers: Brokers) {
+    let backend = brokers.open().await;
+    let mut cancellations = backend.attach().await.expect("a worker");
+    let (runs, waits, delayed) = (task("runs", 1), task("waits", 0), task("delayed", 0).after(Duration::from_secs(60)));
+    let uuids = [&runs, &waits, &delayed].map(|record| record.task.uuid);
+    backend.add(vec![runs, waits, delayed]).await.expect("room");
+    let taken = take_one(&backend).await;
+    let client = brokers.open().await;
+    let cancel = |uuid| client.cancel(uuid, "no longer wanted".to_owned());
+    assert_eq!(cancel(uuids[0]).await, Ok(Cancelled::Asked));
+    assert_eq!(cancel(uuids[1]).await, Ok(Cancelled::Done));
+    assert_eq!(cancel(uuids[2]).await, Ok(Cancelled::Done));
+    assert_eq!(cancel(uuids[1]).await, Ok(Cancelled::Ended));
+    assert_eq!(cancel(Task::new("none").expect("a name").uuid).await, Ok(Cancelled::Unknown));
+    let told = cancellations.recv().await.expect("the worker is told");
+    assert_eq!(told, Cancellation { uuid: uuids[0], reason: "no longer wanted".to_owned() });
+    let record = client.get(uuids[1]).await.expect("an answer").expect("it is there");
+    assert_eq!((record.status, record.cancel_reason.as_deref()), (TaskStatus::Cancel, Some("no longer wanted")));
+    assert_nothing_to_take(&backend).await;
+    assert!(finish(&backend, ended(&taken, TaskStatus::Cancel)).await);
+}
+
+async fn an_ended_task_can_run_again(brokers: Brokers) {
+    let backend = brokers.open().await;
+    backend.attach().await.expect("a worker");
+    backend.add(vec![task("a", 0)]).await.expect("room");
+    let taken = take_one(&backend).await;
+    let uuid = taken.lease.uuid;
+    assert_eq!(backend.requeue(uuid).await, Ok(Requeued::Underway));
+    let mut failed = ended(&taken, TaskStatus::Error);
+    failed.record = failed.record.set_aside(ErrorBody::new("E", "m"), "for a person");
+    assert!(finish(&backend, failed).await);
+    let dead = Filter { dead_letter: true, ..Filter::latest(10) };
+    assert_eq!(backend.list(dead.clone()).await.expect("records").len(), 1);
+    assert_eq!(backend.requeue(uuid).await, Ok(Requeued::Done));
+    let again = take_one(&backend).await;
+    assert_eq!((again.lease.uuid, again.record.task.attempt), (uuid, 1));
+    assert!(again.record.error.is_none() && again.record.dead_letter.is_none());
+    assert!(backend.list(dead).await.expect("records").is_empty());
+    assert_eq!(backend.requeue(Task::new("none").expect("a name").uuid).await, Ok(Requeued::Unknown));
+}
+
+async fn fields_can_be_replaced(brokers: Brokers) {
+    let backend = brokers.open().await;
+    let record = task("a", 0);
+    let uuid = record.task.uuid;
+    backend.add(vec![record]).await.expect("room");
+    let fields: Fields = serde_json::from_str(r#"{"priority": 3, "note": true}"#).expect("fields");
+    assert_eq!(backend.update(uuid, fields).await, Ok(true));
+    let found = json_of(&backend.get(uuid).await.expect("an answer").expect("it is there"));
+    assert_eq!((&found["priority"], &found["note"], &found["args"]), (&json!(3), &json!(true), &json!(["a"])));
+    let wrong: Fields = serde_json::from_str(r#"{"args": 5}"#).expect("fields");
+    let error = backend.update(uuid, wrong).await.expect_err("no list");
+    assert!(error.to_string().contains("args is 5; expected a JSON list"), "{error}");
+    assert_eq!(backend.update(Task::new("none").expect("a name").uuid, Fields::new()).await, Ok(false));
+}
+
+async fn old_results_are_removed_and_nothing_else(brokers: Brokers) {
+    let backend = brokers.open().await;
+    backend.attach().await.expect("a worker");
+    backend.add(vec![task("old", 3), task("young", 2), task("runs", 1), task("waits", 0)]).await.expect("room");
+    for age in [3600.0, 0.0] {
+        let taken = take_one(&backend).await;
+        let mut done = ended(&taken, TaskStatus::Success);
+        done.record.updated_at = qtasks_host::broker::unix_now() - age;
+        assert!(finish(&backend, done).await);
+    }
+    take_one(&backend).await;
+    let hour = Duration::from_secs(3000);
+    assert_eq!(backend.prune(hour, hour).await, Ok(1));
+    assert_eq!(backend.prune(hour, hour).await, Ok(0));
+    let names = |records: Vec<Record>| records.iter().map(|record| record.task.name.to_string()).collect::<Vec<_>>();
+    assert_eq!(names(backend.list(Filter::latest(10)).await.expect("records")), ["waits", "runs", "young"]);
+    let success = Filter { status: Some(TaskStatus::Success), ..Filter::latest(10) };
+    assert_eq!(names(backend.list(success).await.expect("records")), ["young"]);
+    let named = Filter { task_name: Some("runs".to_owned()), ..Filter::latest(10) };
+    assert_eq!(names(backend.list(named).await.expect("records")), ["runs"]);
+    assert_eq!(backend.delete_finished().await, Ok(1));
+    assert_eq!(backend.counts().await.expect("counts"), Counts { new: 1, process: 1, ..Counts::default() });
+}
+
+async fn everything_can_be_removed(brokers: Brokers) {
+    let backend = brokers.open().await;
+    backend.attach().await.expect("a worker");
+    backend.add(vec![task("a", 0), task("b", 0).after(Duration::from_secs(60)), task("c", 0)]).await.expect("room");
+    let taken = take_one(&backend).await;
+    assert_eq!(backend.flush_all().await, Ok(3));
+    assert_eq!(backend.counts().await.expect("counts"), Counts::default());
+    assert!(!finish(&backend, ended(&taken, TaskStatus::Success)).await, "what ran is nobody's any more");
+    backend.add(vec![task("d", 0)]).await.expect("room");
+    assert_eq!(&*take_one(&backend).await.record.task.name, "d");
+}
+
+async fn who_waits_is_told_of_changes(brokers: Brokers) {
+    let (worker, client) = (brokers.open().await, brokers.open().await);
+    worker.attach().await.expect("a worker");
+    // A take that waits sees what another handle adds.
+    let waiting = tokio::spawn({
+        let worker = Arc::clone(&worker);
+        async move { take_one(&worker).await }
+    });
+    client.add(vec![task("a", 0)]).await.expect("room");
+    let taken = waiting.await.expect("it takes");
+    // A client that waits sees the end.
+    let changed = client.changed(Duration::from_secs(600));
+    let begun = Instant::now();
+    assert!(finish(&worker, ended(&taken, TaskStatus::Success)).await);
+    changed.await;
+    assert!(begun.elapsed() < Duration::from_secs(300));
+}
+
+async fn the_global_config_is_shared(brokers: Brokers) {
+    let (one, other) = (brokers.open().await, brokers.open().await);
+    one.config_set("limits".into(), "rate".into(), "5".into()).await.expect("room");
+    one.config_set("limits".into(), "burst".into(), "\"é\"".into()).await.expect("room");
+    one.config_set("limits".into(), "rate".into(), "6".into()).await.expect("room");
+    let mut found = other.config_get_all("limits".into()).await.expect("values");
+    found.sort();
+    assert_eq!(found, [("burst".to_owned(), "\"é\"".to_owned()), ("rate".to_owned(), "6".to_owned())]);
+    assert_eq!(other.config_get_all("none".into()).await, Ok(Vec::new()));
+    assert_eq!(other.is_running().await, Ok(false));
+    one.attach().await.expect("a worker");
+    one.set_running().await.expect("room");
+    assert_eq!(other.is_running().await, Ok(true));
+}
+
+#[test]
+fn a_status_of_a_report_is_a_status_of_a_record() {
+    // Written the same, since clients read both.
+    for (report, record) in
+        [(Status::Success, TaskStatus::Success), (Status::Error, TaskStatus::Error), (Status::Cancel, TaskStatus::Cancel)]
+    {
+        assert_eq!(serde_json::to_value(report).expect("JSON"), serde_json::to_value(record).expect("JSON"));
+    }
+}
