@@ -202,7 +202,15 @@ impl Store {
                 let task_data = format!("{}:{}:{}", record.task.name, record.task.uuid, record.task.priority);
                 let kwargs = AddProcess { storage: &self.storage, task_data, priority: record.task.priority };
                 let mut answered = self.fire(Trigger::StorageAddProcess, &kwargs).await;
-                let mut fields = answered.take("task_data").map(|data| parts_of_item(&data)).unwrap_or_default();
+                let mut fields = match answered.take("task_data").map(|item| (parts_of_item(&item), item)) {
+                    Some((Some(parts), _)) => parts,
+                    Some((None, item)) => {
+                        let trigger = Trigger::StorageAddProcess;
+                        tracing::warn!(%trigger, "task_data is {item}; expected a text task_name:uuid:priority");
+                        Fields::new()
+                    }
+                    None => Fields::new(),
+                };
                 fields.extend(answered.take("priority").map(|priority| ("priority".to_owned(), priority)));
                 replace(record, Trigger::StorageAddProcess, fields);
             }
@@ -510,15 +518,15 @@ pub(crate) fn fields_in(dispatched: Dispatched) -> Fields {
     }
 }
 
-/// The parts of a queue item `task_name:uuid:priority`, as fields.
-fn parts_of_item(item: &RawValue) -> Fields {
-    let text: String = serde_json::from_str(item.get()).unwrap_or_default();
-    let mut parts = text.splitn(3, ':').map(|part| serde_json::value::to_raw_value(part).unwrap_or_default());
-    let mut fields: Fields =
-        ["task_name", "uuid"].into_iter().zip(parts.by_ref()).map(|(name, part)| (name.to_owned(), part)).collect();
-    let priority = text.rsplit(':').next().and_then(|part| RawValue::from_string(part.to_owned()).ok());
-    fields.extend(priority.map(|priority| ("priority".to_owned(), priority)));
-    fields
+/// The parts of a queue item `task_name:uuid:priority`, as fields; what they hold is checked where they are put.
+fn parts_of_item(item: &RawValue) -> Option<Fields> {
+    let text: String = serde_json::from_str(item.get()).ok()?;
+    let (name, rest) = text.split_once(':')?;
+    let (uuid, priority) = rest.split_once(':')?;
+    let text = |text: &str| serde_json::value::to_raw_value(text).ok();
+    let priority = RawValue::from_string(priority.to_owned()).ok()?;
+    let fields = [("task_name", text(name)?), ("uuid", text(uuid)?), ("priority", priority)];
+    Some(fields.map(|(name, value)| (name.to_owned(), value)).into())
 }
 
 /// Replaces what a plugin named. An answer that does not fit changes nothing, and is told.
