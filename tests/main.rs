@@ -20,6 +20,7 @@ mod plugin_command;
 mod retries;
 mod run_command;
 mod samples;
+mod sqlite;
 mod triggers;
 mod trust;
 mod worker_command;

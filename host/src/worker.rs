@@ -1,7 +1,7 @@
 //! The worker: takes tasks from a broker, runs them, finishes them.
 //!
-//! One loop ([`Worker::run`]) decides what is taken and what runs; [`lane`] is the way of one task; [`finisher`] records what became
-//! of tasks, many at once; [`upkeep`] does what has to be done now and then.
+//! One loop ([`Worker::run`]) decides what is taken and what runs; `lane` is the way of one task; `finisher` records what became
+//! of tasks, many at once; `upkeep` does what has to be done now and then.
 
 mod finisher;
 mod lane;

@@ -1,6 +1,6 @@
 //! Tasks in one file: the default broker. Several processes may work with it at once.
 //!
-//! SQLite in WAL mode: readers never wait. Each process writes through one thread ([`writer`]), which commits whatever waits together.
+//! SQLite in WAL mode: readers never wait. Each process writes through one thread (`writer`), which commits whatever waits together.
 
 mod beat;
 mod connection;
