@@ -12,15 +12,28 @@ type Fields = BTreeMap<String, String>;
 /// Fields that every record has.
 const ALWAYS: [&str; 7] = ["task_name", "priority", "args", "kwargs", "created_at", "updated_at", "status"];
 /// Fields that we add to records that ended. A Python client makes attributes of them, so each must be an identifier.
-const OURS: [&str; 8] = [
+const OURS: [&str; 21] = [
     "resolved_by",
     "resolved_by_version",
     "resolved_outcome",
     "error_type",
     "error_message",
+    "error_args",
     "error_kwargs",
+    "error_causes",
+    "error_location",
     "original_error_type",
+    "original_error_message",
+    "original_error_args",
+    "original_error_kwargs",
+    "original_error_causes",
+    "original_error_location",
     "attempt",
+    "attempts",
+    "delivery",
+    "losses",
+    "history",
+    "dead_letter",
 ];
 
 fn names<'a>(names: impl IntoIterator<Item = &'a str>) -> BTreeSet<&'a str> {
@@ -40,7 +53,7 @@ fn a_new_record_of_a_native_producer_is_one_of_a_python_producer() {
     let project = interop.project(&[]);
     let mut client = interop.client(Flavour::Async);
     let native =
-        project.add(&["add", "--args", r#"[ 1,"é😀\/\u00fc",1e5 ]"#, "--kwargs", "{\"b\":\t{\"ü\":[]}}", "--priority", "-4"]);
+        project.add(&["add", "--args", r#"[ 1,"é😀/\u00fc",1e5 ]"#, "--kwargs", "{\"b\":\t{\"ü\":[]}}", "--priority", "-4"]);
     let python =
         client.add(&[r#"{"task": "add", "args": [1, "é😀/ü", 2], "kwargs": {"b": {"ü": []}}, "priority": -4}"#]).remove(0);
     let (ours, theirs) = (interop.server.hash(&key(&native)), interop.server.hash(&key(&python)));
