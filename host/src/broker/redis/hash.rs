@@ -398,10 +398,10 @@ impl Hash {
     }
 
     /// The fields that make a readable record of this, set aside for `reason`. What could not be read is kept as text.
-    pub(super) fn set_aside(&self, item: &str, delivery: i64, reason: &str) -> Vec<(String, String)> {
+    pub(super) fn set_aside(&self, item: &str, delivery: i64, now: f64, reason: &str) -> Vec<(String, String)> {
         let (rest, priority) = item.rsplit_once(':').unwrap_or((item, ""));
         let name = rest.rsplit_once(':').map_or(rest, |(name, _)| name);
-        let now = repr(unix_now());
+        let now = repr(now);
         let mut fields: Vec<(String, String)> = Vec::new();
         let mut ours = |name: &str, good: bool, instead: String| {
             if !good {
@@ -521,7 +521,7 @@ mod tests {
             let reason = hash.record(Uuid::nil()).expect_err(said);
             assert!(reason.contains(said), "{reason}");
             let mut fields = hash.0.clone();
-            let set_aside = hash.set_aside("add:x:0", 3, &reason);
+            let set_aside = hash.set_aside("add:x:0", 3, 1.5, &reason);
             fields.extend(set_aside.into_iter().map(|(name, value)| (name.into_bytes(), value.into_bytes())));
             let record = Hash::new(fields).record(Uuid::nil()).unwrap_or_else(|again| panic!("{name}: {again}"));
             assert_eq!((record.status, record.dead_letter), (TaskStatus::Error, Some(reason)));

@@ -125,9 +125,10 @@ pub(super) async fn take(link: &Link, keys: &Keys, worker: Uuid, most: usize) ->
 /// Records what became of attempts; gives the leases that were lost.
 pub(super) async fn finish(link: &Link, keys: &Keys, batch: &[Finish]) -> Result<Vec<Lease>, BrokerError> {
     let mut call = script::FINISH.call(&keys.project);
-    call.arg(repr(unix_now())).arg(batch.len());
-    for Finish { lease, .. } in batch {
-        call.arg(lease.uuid.to_string()).arg(lease.delivery);
+    call.arg(batch.len());
+    for Finish { lease, record, retry, .. } in batch {
+        let status = if retry.is_some() { TaskStatus::Retry } else { record.status };
+        call.arg(lease.uuid.to_string()).arg(lease.delivery).arg(repr(record.updated_at)).arg(status.name());
     }
     for finish in batch {
         one_finish(&mut call, finish);
@@ -180,13 +181,14 @@ fn one_finish(call: &mut redis::Cmd, finish: &Finish) {
 /// Sets aside what cannot run. Its lease may be lost meanwhile, which is told by nobody: another worker sets it aside then.
 pub(super) async fn set_aside(link: &Link, keys: &Keys, unreadable: &[Unreadable]) -> Result<(), BrokerError> {
     let mut call = script::FINISH.call(&keys.project);
-    call.arg(repr(unix_now())).arg(unreadable.len());
+    let now = unix_now();
+    call.arg(unreadable.len());
     for Unreadable { lease, .. } in unreadable {
-        call.arg(lease.uuid.to_string()).arg(lease.delivery);
+        call.arg(lease.uuid.to_string()).arg(lease.delivery).arg(repr(now)).arg(TaskStatus::Error.name());
     }
     for Unreadable { lease, item, hash, reason } in unreadable {
         tracing::error!(uuid = %lease.uuid, item, "a task was set aside: {reason}");
-        let fields = hash.set_aside(item, lease.delivery, reason);
+        let fields = hash.set_aside(item, lease.delivery, now, reason);
         call.arg("").arg(fields.len() * 2);
         for (name, value) in fields {
             call.arg(name).arg(value);
