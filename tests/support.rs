@@ -4,6 +4,7 @@ pub(crate) mod app;
 pub(crate) mod artifacts;
 pub(crate) mod host;
 pub(crate) mod place;
+pub(crate) mod python;
 pub(crate) mod redis;
 pub(crate) mod worker;
 
