@@ -10,7 +10,7 @@ use anyhow::Context;
 use clap::Args;
 use indicatif::ProgressBar;
 use qtasks_host::broker::MemoryBackend;
-use qtasks_host::{App, TaskReport};
+use qtasks_host::{App, QueueTasks, TaskReport};
 use tokio::sync::{Notify, mpsc};
 
 use super::exit_code::ExitStatus;
@@ -82,9 +82,9 @@ async fn run_tasks(app: App, input: Input, bar: &ProgressBar) -> anyhow::Result<
 
     let handle = tokio::runtime::Handle::current();
     let feeding = tokio::task::spawn_blocking({
-        let (broker, store) = (Arc::clone(&broker), Arc::clone(&store));
+        let (broker, queue) = (Arc::clone(&broker), QueueTasks::new(Arc::clone(&store)));
         move || {
-            let fed = input.feed(&store, &handle);
+            let fed = input.feed(&queue, &handle);
             broker.close();
             fed
         }
