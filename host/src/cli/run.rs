@@ -25,6 +25,9 @@ const READ_AHEAD: usize = 1024;
 
 /// Run tasks from a file or from standard input, and print one result per line.
 ///
+/// No broker is used: what was read and not finished is gone when the process is killed. What must
+/// not be lost is for `task add --from FILE` and a `worker`.
+///
 /// Each input line is a task:
 ///
 ///     {"task": "add", "args": [1], "kwargs": {"b": 2}}

@@ -26,7 +26,11 @@ use super::settings_flags::SettingsFlags;
 ///
 /// On the first signal nothing more is begun, and what runs has `drain_deadline` to end; the rest is
 /// given back to the broker. A second signal stops at once. A worker that is killed loses nothing
-/// either: its tasks are taken over when its lease is over.
+/// either: its tasks are taken over when its `lease` is over, and run again; one that has taken
+/// `max_losses` workers down is set aside (`task dead-letter list`).
+///
+/// Exits with 0 when all that ran has ended or was given back, with 130 after a second signal, with
+/// 70 when the broker cannot be used at the start. A broker that goes away later is waited for.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct WorkerArguments {
