@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use indicatif::ProgressBar;
+use qtasks_host::broker::BrokerUrl;
 use qtasks_host::starter::Ran;
 use qtasks_host::{App, shown};
 
@@ -49,6 +50,11 @@ pub(super) fn run(arguments: &WorkerArguments) -> anyhow::Result<ExitStatus> {
     let ran = runtime.block_on(async {
         let running = App::new(settings).start().await?;
         let known: Vec<&str> = running.executor().tasks().iter().map(|task| task.name()).collect();
+        if broker.url == BrokerUrl::Memory {
+            tracing::warn!(
+                "tasks wait in this worker's own memory, where nobody can add one: name a file or a server with --broker"
+            );
+        }
         if known.is_empty() {
             tracing::warn!("this worker knows no task: name a directory with --plugins, or declare commands under [tasks]");
         }
