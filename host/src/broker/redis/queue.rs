@@ -153,7 +153,7 @@ fn one_finish(call: &mut redis::Cmd, finish: &Finish) {
     // An attempt holds nothing that has no JSON form.
     call.arg(entry.and_then(|entry| serde_json::to_string(&entry).ok()).unwrap_or_default());
     let Some(Again { after, left }) = *retry else {
-        counted(call, &hash::of_ended(record, record.status, Some(lease.delivery), attempt.as_ref()));
+        counted(call, &hash::of_ended(record, record.status, attempt.as_ref()));
         call.arg("");
         return;
     };
@@ -163,7 +163,7 @@ fn one_finish(call: &mut redis::Cmd, finish: &Finish) {
     parent.retry = Some(left.into());
     parent.retry_child_uuid = Some(child_uuid);
     parent.task.attempt = attempt.as_ref().map_or(record.task.attempt, |attempt| attempt.attempt);
-    counted(call, &hash::of_ended(&parent, TaskStatus::Retry, Some(lease.delivery), attempt.as_ref()));
+    counted(call, &hash::of_ended(&parent, TaskStatus::Retry, attempt.as_ref()));
     let mut child = record.clone();
     child.task.uuid = child_uuid;
     child.task.created_at = unix_now();
@@ -188,7 +188,7 @@ pub(super) async fn set_aside(link: &Link, keys: &Keys, unreadable: &[Unreadable
     }
     for Unreadable { lease, item, hash, reason } in unreadable {
         tracing::error!(uuid = %lease.uuid, item, "a task was set aside: {reason}");
-        let fields = hash.set_aside(item, lease.delivery, now, reason);
+        let fields = hash.set_aside(item, now, reason);
         call.arg("").arg(fields.len() * 2);
         for (name, value) in fields {
             call.arg(name).arg(value);

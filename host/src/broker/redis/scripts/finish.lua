@@ -30,8 +30,8 @@ for number, uuid in ipairs(uuids) do
         end
     else
         -- Not lost where just this was recorded: then the answer to an earlier call did not arrive.
-        local recorded = redis.call('HMGET', record(uuid), 'delivery', 'updated_at', 'status')
-        if recorded[1] ~= delivery or recorded[2] ~= time or recorded[3] ~= status then lost[#lost + 1] = uuid end
+        local recorded = redis.call('HMGET', record(uuid), 'updated_at', 'status')
+        if recorded[1] ~= time or recorded[2] ~= status then lost[#lost + 1] = uuid end
     end
     if child ~= '' then
         local child_item, due, child_fields = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
