@@ -1,5 +1,6 @@
 //! Every trigger, fired by the work that it is about, at a real plugin in this process and in one of its own: with exactly the kwargs
-//! that the table of triggers says, and with every returnable key replaced alone, which changes that and nothing else.
+//! that the table of triggers says, and with every returnable key replaced alone, which changes that and nothing else. And once more
+//! with the tasks in a file instead of in memory.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -18,8 +19,8 @@ use crate::support::TestApp;
 use crate::support::app::Started;
 use crate::support::artifacts::ROOT;
 
-/// Makes the table `ROWS`, and of each function that a row is named by two tests: with the plugin in this process, and in one of its
-/// own.
+/// Makes the table `ROWS`, and of each function that a row is named by three tests: with the plugin in this process, in one of its own,
+/// and in this process with the tasks in a file.
 macro_rules! rows {
     ($($trigger:ident: $test:ident;)*) => {
         pub(super) const ROWS: &[qtasks_plugin_api::Trigger] = &[$(qtasks_plugin_api::Trigger::$trigger),*];
@@ -28,6 +29,13 @@ macro_rules! rows {
             $(#[tokio::test]
             async fn $test() {
                 super::$test("in-process", qtasks_plugin_api::Trigger::$trigger).await;
+            })*
+        }
+
+        mod in_a_file {
+            $(#[tokio::test]
+            async fn $test() {
+                super::$test(super::IN_A_FILE, qtasks_plugin_api::Trigger::$trigger).await;
             })*
         }
 
@@ -41,6 +49,7 @@ macro_rules! rows {
 }
 
 mod broker;
+mod file;
 mod global_config;
 mod lost_worker;
 mod queue_tasks;
@@ -90,7 +99,8 @@ fn rendering() -> String {
          ignored. An answer that does not fit is told in the log, and changes nothing.\n\n\
          A component (`worker`, `broker`, `task_executor`, …) comes as a JSON description of itself. `model`, `task`, `result` of a \
          storage, and `task_broker` are a task with its fields: `uuid`, `task_name`, `priority`, `args`, `kwargs`, `created_at`, and of \
-         a record also `updated_at`, `status`, and what became of it.\n\n\
+         a record also `updated_at`, `status`, and what became of it. A `uuid` or a `created_at` that is answered once a task was taken \
+         is the task's for that run; a record in a file keeps its own.\n\n\
          Each row is a test of `tests/triggers/`, and this file is rendered from the table in `plugin-api/src/trigger.rs`; to renew \
          it:\n\n\
          ```sh\nQTASKS_BLESS=1 cargo test -p qtasks-host --test integration the_table_of_triggers_is_rendered\n```\n",
@@ -114,23 +124,29 @@ struct Stage {
     trigger: Trigger,
     store: Arc<Store>,
     queue: QueueTasks,
+    /// Whether a record is kept with the uuid and the time that a plugin gave its task on the way to a worker. In a file it keeps its
+    /// own, and what was answered holds for the run alone.
+    renames: bool,
 }
 
 impl Stage {
     async fn new(isolation: &str, trigger: Trigger) -> Self {
+        if isolation == IN_A_FILE {
+            return Self::over(isolation, trigger, Arc::new(file::InAFile::open().await)).await;
+        }
         Self::over(isolation, trigger, Arc::new(MemoryBackend::new(MemoryBackend::UNBOUNDED, true))).await
     }
 
     async fn over(isolation: &str, trigger: Trigger, backend: Arc<dyn Backend>) -> Self {
         let app = TestApp::with(&["scripted"])
-            .set(format!("plugins.scripted.isolation = '{isolation}'"))
+            .set(format!("plugins.scripted.isolation = '{}'", plugin_in(isolation)))
             .set(format!("plugins.scripted.triggers = ['{trigger}']"))
             .set("plugins.scripted.config.prompted = true")
             .set("tasks.fail.attempts = 2")
             .start_with(register)
             .await;
         let store = app.running.store(backend);
-        Self { app, trigger, queue: QueueTasks::new(Arc::clone(&store)), store }
+        Self { app, trigger, queue: QueueTasks::new(Arc::clone(&store)), store, renames: isolation != IN_A_FILE }
     }
 
     /// From now on the plugin answers this.
@@ -202,6 +218,14 @@ impl Stage {
             other => panic!("it has ended: {other:?}"),
         }
     }
+}
+
+/// Not where the plugin is, which is here, but where the tasks are.
+const IN_A_FILE: &str = "in a file";
+
+/// Where the plugin is.
+fn plugin_in(isolation: &str) -> &str {
+    if isolation == IN_A_FILE { "in-process" } else { isolation }
 }
 
 /// `echo` gives its arguments back, `other` says that it is another, `fail` fails, `count` yields numbers.

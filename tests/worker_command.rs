@@ -64,6 +64,13 @@ fn waiting_for_a_task_tells_its_end_by_the_exit_code() {
 }
 
 #[test]
+fn a_client_adds_nothing_to_its_own_memory() {
+    let place = Place::new();
+    let ended = Host::new(&place).args(["task", "add", "echo", "--broker", "memory:"]).end().expect_code(2);
+    assert_says(&ended.stderr, &["the memory of this command alone", "expected sqlite:PATH"]);
+}
+
+#[test]
 fn sigterm_finishes_what_runs_and_leaves_the_rest_waiting() {
     let project = Project::sqlite(&[]);
     let go_on = project.place.fifo("go_on");

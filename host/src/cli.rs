@@ -22,7 +22,8 @@ pub(crate) use exit_code::{ExitStatus, exit_code_of};
 /// Runs tasks whose error handling lives in native plugins.
 ///
 /// A task that raises a plugin error is handed to the plugins found in the plugin directory; what a plugin answers becomes the
-/// task's result, and with no answer the error goes on.
+/// task's result, and with no answer the error goes on. `worker` takes tasks from a broker, a file or a Redis server, where `task add`
+/// and other clients put them; `run` takes them from a file of tasks.
 #[derive(Debug, Parser)]
 #[command(version, after_long_help = exit_code::HELP)]
 pub(crate) struct Arguments {
@@ -40,7 +41,7 @@ enum Command {
     /// What plugins decided about errors.
     #[command(subcommand)]
     Decisions(decisions::DecisionsCommand),
-    /// What an application is, which tasks it knows, how many wait.
+    /// What an application is, which tasks it knows, how many tasks the broker has.
     #[command(subcommand)]
     Stats(stats::StatsCommand),
     /// Ask whether a worker of the project is there.

@@ -4,15 +4,22 @@
 //! asked for it; what a plugin answers becomes the task's result, and with no answer the error goes on. Plugins are `cdylib`s
 //! built against `qtasks-plugin-api`, found in a directory and loaded at run time.
 //!
-//! # The life of an application
+//! # The life of a worker
+//!
+//! [`App::run`] is all of it, until a signal says stop. Step by step:
 //!
 //! 1. [`App::new`] with [`Settings`], [`App::task`] for each task, [`App::add_plugin`] for plugins that are linked in.
 //! 2. [`App::start`] loads the plugin directory; [`Running::plugin_reports`] says what became of each file.
-//! 3. [`Running::run`] runs one task to its end, or [`Running::starter`] runs a worker that takes them from a [`broker`];
-//!    [`QueueTasks`] adds tasks to it, from here or from anywhere.
-//! 4. [`Running::stop`] stops the plugins, or [`starter::Starter::run`] at its end. Nothing is ever unloaded.
+//! 3. [`Running::starter`] opens the [`broker`] of the settings: an SQLite file, a Redis server, or this process' memory.
+//! 4. [`starter::Starter::run`] fires `starter_start` and runs a [`worker::Worker`]. It attaches to the broker, from where on its beat
+//!    keeps its leases; it takes tasks, runs them, and records what became of them, many at once. Now and then it takes over what
+//!    lost workers held, and removes what is old.
+//! 5. At SIGTERM, Ctrl-C, a [`worker::Stop`] or [`QueueTasks::stop`] nothing more is taken. What runs has the drain deadline to end; the
+//!    rest is given back to the broker.
+//! 6. `starter_stop` is fired and the plugins are stopped. Nothing is ever unloaded.
 //!
-//! [`App::run`] is all of it until a signal says stop.
+//! A client needs no worker: [`QueueTasks`] over [`Running::open_broker`] adds tasks from any process, and waits for their records. An
+//! application without a broker runs single tasks with [`Running::run`] and ends with [`Running::stop`].
 //!
 //! # Rooms
 //!

@@ -133,7 +133,7 @@ triggers! {
             when "before fields of a record are written, after the broker was asked",
         StorageRemoveFinishedTask = "storage_remove_finished_task"
             ["storage", "task_broker", "model"] => []
-            when "before what became of a task is recorded, after the broker was asked",
+            when "after what became of a task was recorded",
         StorageStart = "storage_start"
             ["storage"] => []
             when "when a worker starts, after the broker",
@@ -149,7 +149,7 @@ triggers! {
             when "for each task of a lost worker, before it waits again",
         StorageDeleteFinishedTasks = "storage_delete_finished_tasks"
             ["storage"] => []
-            when "before all ended records are removed",
+            when "before ended records are removed: all of them, or, by a worker now and then, those that are old enough",
         StorageFlushAll = "storage_flush_all"
             ["storage"] => []
             when "before everything is removed, after the broker was asked",
@@ -215,7 +215,7 @@ triggers! {
             when "after the last attempt, before the broker is asked",
         WorkerExecuteAfter = "worker_execute_after"
             ["task_func", "task_broker", "model"] => []
-            when "after what became of an attempt was recorded",
+            when "after what became of an attempt was recorded, and the storage told of an end",
     }
     TaskExecutor {
         TaskExecutorMiddlewaresExecute = "task_executor_middlewares_execute"
@@ -247,7 +247,7 @@ triggers! {
             when "after the middlewares, last before the result is settled",
         TaskExecutorTaskClose = "task_executor_task_close"
             ["task_executor", "task_func", "task_broker"] => []
-            when "at the end of an attempt, however it ended",
+            when "at the end of an attempt, however it ended; not of one that is cut off, cancelled from outside or at the drain deadline",
     }
 }
 

@@ -40,7 +40,7 @@ async fn stats_inspect(isolation: &str, trigger: Trigger) {
     let plugin = &app["plugins"][0];
     assert_eq!(
         (&plugin["plugin"], &plugin["state"], &plugin["isolation"]),
-        (&json!("scripted"), &json!("running"), &json!(isolation))
+        (&json!("scripted"), &json!("running"), &json!(plugin_in(isolation)))
     );
     let fail = json!(stats.task("fail").await.expect("a task"));
     assert_eq!((&fail["provided_by"], &fail["attempts"]), (&json!("application"), &json!(2)));

@@ -78,6 +78,9 @@ async fn storage_remove_finished_task(isolation: &str, trigger: Trigger) {
     assert_eq!(shown(&record), echoed(json!({})), "a one-way trigger");
     let event = stage.event();
     assert_eq!(event, json!({"storage": storage(), "task_broker": record, "model": record}));
+    let asked = stage.events().len();
+    stage.run(task("fail")).await;
+    assert_eq!(stage.events().len(), asked + 1, "an attempt that another one follows is no end");
 }
 
 async fn storage_start(isolation: &str, trigger: Trigger) {
@@ -112,7 +115,7 @@ async fn storage_add_process(isolation: &str, trigger: Trigger) {
     }
     let other = Uuid::new_v4();
     stage.prompt(&json!({"task_data": format!("echo:{other}:3")}));
-    assert_eq!(stage.echo().await.task.uuid, other);
+    assert_eq!(stage.echo().await.task.uuid == other, stage.renames);
 }
 
 async fn storage_delete_finished_tasks(isolation: &str, trigger: Trigger) {
@@ -123,6 +126,22 @@ async fn storage_delete_finished_tasks(isolation: &str, trigger: Trigger) {
     assert_eq!(stage.event(), json!({"storage": storage()}));
     let left = async |uuid| stage.queue.get(uuid).await.expect("memory does not fail").is_some();
     assert_eq!((left(uuid).await, left(waits).await), (false, true));
+
+    // A worker removes what is old.
+    let asked = stage.events().len();
+    let worker = stage.app.running.worker(Arc::clone(&stage.store));
+    let stop = worker.stop();
+    let seen = async {
+        while stage.events().len() == asked {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        stop.now();
+    };
+    let (worked, ()) = tokio::time::timeout(Duration::from_secs(30), async { tokio::join!(worker.run(None), seen) })
+        .await
+        .expect("the worker tidies up");
+    worked.expect("memory does not fail");
+    assert_eq!(stage.event(), json!({"storage": storage()}));
 }
 
 async fn storage_flush_all(isolation: &str, trigger: Trigger) {

@@ -4,6 +4,7 @@
 //! A partial answer replaces only what it names, and an answer that does not fit is told and changes nothing.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use qtasks_plugin_api::Trigger;
 use serde::Serialize;
@@ -284,17 +285,19 @@ impl Store {
 
     /// Asks about a record that is about to be kept as ended.
     pub async fn before_finish(&self, record: &mut Record) {
+        self.ask_about_model(Trigger::BrokerRemoveFinishedTask, record).await;
+    }
+
+    /// Says that a record is kept as ended.
+    pub async fn finished(&self, record: &Record) {
         #[derive(Serialize)]
         struct StorageFinished<'a> {
             storage: &'a Component,
             task_broker: &'a Record,
             model: &'a Record,
         }
-        self.ask_about_model(Trigger::BrokerRemoveFinishedTask, record).await;
-        if self.asks(Trigger::StorageRemoveFinishedTask) {
-            let kwargs = StorageFinished { storage: &self.storage, task_broker: record, model: record };
-            self.fire(Trigger::StorageRemoveFinishedTask, &kwargs).await;
-        }
+        let kwargs = StorageFinished { storage: &self.storage, task_broker: record, model: record };
+        self.fire(Trigger::StorageRemoveFinishedTask, &kwargs).await;
     }
 
     /// Records what became of attempts. Gives the leases that were lost before.
@@ -411,6 +414,16 @@ impl Store {
     pub async fn delete_finished_tasks(&self) -> Result<u64, BrokerError> {
         self.fire_storage(Trigger::StorageDeleteFinishedTasks).await;
         self.backend.delete_finished().await
+    }
+
+    /// Removes ended records older than `results` and decisions older than `decisions`. Gives how many records.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`].
+    pub async fn prune(&self, results: Duration, decisions: Duration) -> Result<u64, BrokerError> {
+        self.fire_storage(Trigger::StorageDeleteFinishedTasks).await;
+        self.backend.prune(results, decisions).await
     }
 
     /// Removes everything. Gives how many records.

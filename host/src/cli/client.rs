@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use indicatif::ProgressBar;
-use qtasks_host::broker::{Store, open};
+use qtasks_host::broker::{BrokerUrl, Store, open};
 use qtasks_host::plugin::Registry;
 use qtasks_host::queue_tasks::QueueTasks;
 use qtasks_host::trigger::Dispatcher;
 
+use super::exit_code::UsageError;
 use super::log;
 use super::settings_flags::ClientFlags;
 
@@ -19,6 +20,12 @@ where
     F: Future<Output = anyhow::Result<T>>,
 {
     let settings = flags.settings()?;
+    if settings.broker == Some(BrokerUrl::Memory) {
+        // A task that is added there is gone with this command.
+        let said =
+            "memory: is the memory of this command alone, where no worker is; expected sqlite:PATH or redis://HOST[:PORT][/DB]";
+        return Err(UsageError(said.to_owned()).into());
+    }
     log::install(&settings.log, &ProgressBar::hidden())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
     runtime.block_on(async {

@@ -28,7 +28,7 @@ pub(crate) enum ExitStatus {
     NotInTime = 6,
     /// Something outside of the program's control failed: a file, a stream.
     Failed = 70,
-    /// Stopped by Ctrl-C: what ran was finished, the rest was not begun.
+    /// `run` was stopped by Ctrl-C: what ran was finished, the rest was not begun. Or a second signal stopped `run` or `worker` at once.
     Interrupted = 130,
 }
 
@@ -45,7 +45,8 @@ Exit codes:
     6  the task has not ended in time, or cannot be changed any more; or no
        worker is there
    70  a file, a stream or the broker failed
-  130  stopped by Ctrl-C: what ran was finished, the rest was not begun";
+  130  `run`: stopped by Ctrl-C, what ran was finished, the rest was not begun;
+       `worker`: stopped at once by a second signal, what ran runs again";
 
 impl From<ExitStatus> for ExitCode {
     fn from(status: ExitStatus) -> Self {

@@ -5,10 +5,9 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 
 use anyhow::Context;
-use qtasks_host::Task;
-use qtasks_host::broker::{Record, Store};
 use qtasks_host::shown;
 use qtasks_host::task::TaskModelError;
+use qtasks_host::{QueueTasks, Task};
 use tokio::runtime::Handle;
 
 /// Longest input line: 16 MiB.
@@ -39,13 +38,13 @@ impl Input {
         Ok(Self { name, reader: Box::new(BufReader::new(file)), number: 0 })
     }
 
-    /// Adds every task to the broker; a line that is none is told to stderr, with its number and the reason. Blocks the thread.
-    pub(crate) fn feed(mut self, store: &Store, runtime: &Handle) -> anyhow::Result<Lines> {
+    /// Adds every task; a line that is none is told to stderr, with its number and the reason. Blocks the thread.
+    pub(crate) fn feed(mut self, queue: &QueueTasks, runtime: &Handle) -> anyhow::Result<Lines> {
         let mut lines = Lines::default();
         while let Some(task) = self.next_task()? {
             match task {
                 Ok(task) => {
-                    if runtime.block_on(store.add(vec![Record::new(task)])).is_err() {
+                    if runtime.block_on(queue.add_tasks([task])).is_err() {
                         break;
                     }
                 }

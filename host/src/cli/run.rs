@@ -10,7 +10,7 @@ use anyhow::Context;
 use clap::Args;
 use indicatif::ProgressBar;
 use qtasks_host::broker::MemoryBackend;
-use qtasks_host::{App, TaskReport};
+use qtasks_host::{App, QueueTasks, TaskReport};
 use tokio::sync::{Notify, mpsc};
 
 use super::exit_code::ExitStatus;
@@ -24,6 +24,9 @@ use qtasks_host::shown;
 const READ_AHEAD: usize = 1024;
 
 /// Run tasks from a file or from standard input, and print one result per line.
+///
+/// No broker is used: what was read and not finished is gone when the process is killed. What must
+/// not be lost is for `task add --from FILE` and a `worker`.
 ///
 /// Each input line is a task:
 ///
@@ -82,9 +85,9 @@ async fn run_tasks(app: App, input: Input, bar: &ProgressBar) -> anyhow::Result<
 
     let handle = tokio::runtime::Handle::current();
     let feeding = tokio::task::spawn_blocking({
-        let (broker, store) = (Arc::clone(&broker), Arc::clone(&store));
+        let (broker, queue) = (Arc::clone(&broker), QueueTasks::new(Arc::clone(&store)));
         move || {
-            let fed = input.feed(&store, &handle);
+            let fed = input.feed(&queue, &handle);
             broker.close();
             fed
         }

@@ -68,7 +68,7 @@ pub(crate) struct SettingsFlags {
     /// Runs that a plugin's retry_after may lead to, where the task does not say (setting `max_attempts`) [default: 5].
     #[arg(long, value_name = "N")]
     max_attempts: Option<u32>,
-    /// Longest delay that a plugin's retry_after gets (setting `max_retry_delay`) [default: 3600].
+    /// Longest delay before a retry, a plugin's or with back-off (setting `max_retry_delay`) [default: 3600].
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     max_retry_delay: Option<f64>,
     /// Which failures the plugins are asked about: plugin-errors, or all (setting `intercept`) [default: plugin-errors].

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use indicatif::ProgressBar;
+use qtasks_host::broker::BrokerUrl;
 use qtasks_host::starter::Ran;
 use qtasks_host::{App, shown};
 
@@ -26,7 +27,11 @@ use super::settings_flags::SettingsFlags;
 ///
 /// On the first signal nothing more is begun, and what runs has `drain_deadline` to end; the rest is
 /// given back to the broker. A second signal stops at once. A worker that is killed loses nothing
-/// either: its tasks are taken over when its lease is over.
+/// either: its tasks are taken over when its `lease` is over, and run again; one that has taken
+/// `max_losses` workers down is set aside (`task dead-letter list`).
+///
+/// Exits with 0 when all that ran has ended or was given back, with 130 after a second signal, with
+/// 70 when the broker cannot be used at the start. A broker that goes away later is waited for.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct WorkerArguments {
@@ -45,6 +50,11 @@ pub(super) fn run(arguments: &WorkerArguments) -> anyhow::Result<ExitStatus> {
     let ran = runtime.block_on(async {
         let running = App::new(settings).start().await?;
         let known: Vec<&str> = running.executor().tasks().iter().map(|task| task.name()).collect();
+        if broker.url == BrokerUrl::Memory {
+            tracing::warn!(
+                "tasks wait in this worker's own memory, where nobody can add one: name a file or a server with --broker"
+            );
+        }
         if known.is_empty() {
             tracing::warn!("this worker knows no task: name a directory with --plugins, or declare commands under [tasks]");
         }

@@ -26,6 +26,9 @@ const BATCH: usize = 512;
 /// Ended attempts that wait; lanes wait for room beyond that.
 const WAITING: usize = 1024;
 
+/// Who is told afterwards.
+const TOLD: [Trigger; 2] = [Trigger::StorageRemoveFinishedTask, Trigger::WorkerExecuteAfter];
+
 /// Starts the finisher, which ends when the last sender is gone and everything is recorded.
 pub(super) fn start(
     shared: Arc<Shared>,
@@ -52,8 +55,8 @@ async fn run(shared: Arc<Shared>, mut ended: mpsc::Receiver<Ended>, mut reports:
             if lost.contains(&finish.lease) {
                 continue;
             }
-            if shared.executor.dispatcher().has_subscribers(Trigger::WorkerExecuteAfter) {
-                telling.spawn(tell(Arc::clone(&shared), finish.record.clone()));
+            if TOLD.iter().any(|trigger| shared.executor.dispatcher().has_subscribers(*trigger)) {
+                telling.spawn(tell(Arc::clone(&shared), finish.record.clone(), finish.retry.is_none()));
             }
             if let (Some(sender), Some(report)) = (&reports, report)
                 && sender.send(report).await.is_err()
@@ -97,12 +100,15 @@ async fn record(shared: &Shared, batch: &Arc<[Finish]>, stop: &Stop) -> Option<V
     }
 }
 
-async fn tell(shared: Arc<Shared>, record: Record) {
+async fn tell(shared: Arc<Shared>, record: Record, has_ended: bool) {
     #[derive(Serialize)]
     struct Kwargs<'a> {
         task_func: Option<FunctionInfo<'a>>,
         task_broker: &'a crate::task::Task,
         model: &'a Record,
+    }
+    if has_ended {
+        shared.store.finished(&record).await;
     }
     let task_func = FunctionInfo::of(&shared, &record.task.name);
     let kwargs = Kwargs { task_func, task_broker: &record.task, model: &record };

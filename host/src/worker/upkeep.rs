@@ -33,7 +33,7 @@ pub(super) async fn run(shared: Arc<Shared>, settings: WorkerSettings) {
                     tracing::warn!("{count} tasks of lost workers wait again");
                 }
             }),
-            _ = prune.tick() => store.backend().prune(settings.keep_results, settings.keep_decisions).await.map(|count| {
+            _ = prune.tick() => store.prune(settings.keep_results, settings.keep_decisions).await.map(|count| {
                 if count > 0 {
                     tracing::debug!("{count} old results were removed");
                 }

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::python_json::{repr, spaced};
+use super::python_json::{dumps, repr};
 use crate::broker::record::{Attempt, Fields, Record, TaskStatus, unix_now};
 use crate::plugin::PluginIdentity;
 use crate::plugin::settings::usable;
@@ -43,7 +43,6 @@ const OWN: &[&str] = &[
     "attempts",
     "max_time",
     "due",
-    "delivery",
     "losses",
     "history",
     "dead_letter",
@@ -92,8 +91,8 @@ pub(super) fn of_new(record: &Record) -> Flat<'_> {
     let mut flat = Flat::with_capacity(24);
     field(&mut flat, "task_name", &*task.name);
     field(&mut flat, "priority", number(task.priority));
-    field(&mut flat, "args", spaced(task.args.get(), true));
-    field(&mut flat, "kwargs", spaced(task.kwargs.get(), true));
+    field(&mut flat, "args", dumps(task.args.get(), true));
+    field(&mut flat, "kwargs", dumps(task.kwargs.get(), true));
     field(&mut flat, "created_at", repr(task.created_at));
     field(&mut flat, "updated_at", repr(record.updated_at));
     field(&mut flat, "status", TaskStatus::New.name());
@@ -123,7 +122,7 @@ pub(super) fn of_new(record: &Record) -> Flat<'_> {
 }
 
 /// What an attempt makes of a record. QTasks empties the arguments of a task that failed; here they stay.
-pub(super) fn of_ended<'a>(record: &'a Record, status: TaskStatus, delivery: Option<i64>, attempt: Option<&Attempt>) -> Flat<'a> {
+pub(super) fn of_ended<'a>(record: &'a Record, status: TaskStatus, attempt: Option<&Attempt>) -> Flat<'a> {
     let task = &record.task;
     let mut flat = Flat::with_capacity(32);
     field(&mut flat, "task_name", &*task.name);
@@ -134,7 +133,7 @@ pub(super) fn of_ended<'a>(record: &'a Record, status: TaskStatus, delivery: Opt
     field(&mut flat, "updated_at", repr(record.updated_at));
     field(&mut flat, "status", status.name());
     if let Some(returning) = &record.returning {
-        field(&mut flat, "returning", spaced(returning.get(), false));
+        field(&mut flat, "returning", dumps(returning.get(), false));
     }
     if let Some(traceback) = &record.traceback {
         field(&mut flat, "traceback", &**traceback);
@@ -148,12 +147,7 @@ pub(super) fn of_ended<'a>(record: &'a Record, status: TaskStatus, delivery: Opt
     if let Some(child) = record.retry_child_uuid {
         field(&mut flat, "retry_child_uuid", number(child));
     }
-    if let Some(delivery) = delivery {
-        field(&mut flat, "delivery", number(delivery));
-    }
-    if task.attempt != 1 {
-        field(&mut flat, "attempt", number(task.attempt));
-    }
+    field(&mut flat, "attempt", number(task.attempt));
     if let Some(reason) = &record.dead_letter {
         field(&mut flat, "dead_letter", &**reason);
     }
@@ -398,10 +392,10 @@ impl Hash {
     }
 
     /// The fields that make a readable record of this, set aside for `reason`. What could not be read is kept as text.
-    pub(super) fn set_aside(&self, item: &str, delivery: i64, reason: &str) -> Vec<(String, String)> {
+    pub(super) fn set_aside(&self, item: &str, now: f64, reason: &str) -> Vec<(String, String)> {
         let (rest, priority) = item.rsplit_once(':').unwrap_or((item, ""));
         let name = rest.rsplit_once(':').map_or(rest, |(name, _)| name);
-        let now = repr(unix_now());
+        let now = repr(now);
         let mut fields: Vec<(String, String)> = Vec::new();
         let mut ours = |name: &str, good: bool, instead: String| {
             if !good {
@@ -433,7 +427,6 @@ impl Hash {
             ("error_type", "UnreadableTask".to_owned()),
             ("error_message", reason.to_owned()),
             ("dead_letter", reason.to_owned()),
-            ("delivery", delivery.to_string()),
         ];
         fields.extend(error.map(|(name, value)| (name.to_owned(), value)));
         fields
@@ -521,7 +514,7 @@ mod tests {
             let reason = hash.record(Uuid::nil()).expect_err(said);
             assert!(reason.contains(said), "{reason}");
             let mut fields = hash.0.clone();
-            let set_aside = hash.set_aside("add:x:0", 3, &reason);
+            let set_aside = hash.set_aside("add:x:0", 1.5, &reason);
             fields.extend(set_aside.into_iter().map(|(name, value)| (name.into_bytes(), value.into_bytes())));
             let record = Hash::new(fields).record(Uuid::nil()).unwrap_or_else(|again| panic!("{name}: {again}"));
             assert_eq!((record.status, record.dead_letter), (TaskStatus::Error, Some(reason)));

@@ -70,8 +70,8 @@ impl Keys {
         [format!("{project}:*"), format!("qtasks-host:{project}:*")]
     }
 
-    /// Whether this key outlives the project's data.
-    pub(super) fn stays(&self, key: &[u8]) -> bool {
+    /// Whether workers that are there need this key, whatever becomes of the tasks.
+    pub(super) fn stays_with_workers(&self, key: &[u8]) -> bool {
         key == self.workers.as_bytes() || key == self.deliveries.as_bytes()
     }
 

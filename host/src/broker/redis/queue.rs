@@ -125,9 +125,10 @@ pub(super) async fn take(link: &Link, keys: &Keys, worker: Uuid, most: usize) ->
 /// Records what became of attempts; gives the leases that were lost.
 pub(super) async fn finish(link: &Link, keys: &Keys, batch: &[Finish]) -> Result<Vec<Lease>, BrokerError> {
     let mut call = script::FINISH.call(&keys.project);
-    call.arg(repr(unix_now())).arg(batch.len());
-    for Finish { lease, .. } in batch {
-        call.arg(lease.uuid.to_string()).arg(lease.delivery);
+    call.arg(batch.len());
+    for Finish { lease, record, retry, .. } in batch {
+        let status = if retry.is_some() { TaskStatus::Retry } else { record.status };
+        call.arg(lease.uuid.to_string()).arg(lease.delivery).arg(repr(record.updated_at)).arg(status.name());
     }
     for finish in batch {
         one_finish(&mut call, finish);
@@ -152,7 +153,7 @@ fn one_finish(call: &mut redis::Cmd, finish: &Finish) {
     // An attempt holds nothing that has no JSON form.
     call.arg(entry.and_then(|entry| serde_json::to_string(&entry).ok()).unwrap_or_default());
     let Some(Again { after, left }) = *retry else {
-        counted(call, &hash::of_ended(record, record.status, Some(lease.delivery), attempt.as_ref()));
+        counted(call, &hash::of_ended(record, record.status, attempt.as_ref()));
         call.arg("");
         return;
     };
@@ -162,7 +163,7 @@ fn one_finish(call: &mut redis::Cmd, finish: &Finish) {
     parent.retry = Some(left.into());
     parent.retry_child_uuid = Some(child_uuid);
     parent.task.attempt = attempt.as_ref().map_or(record.task.attempt, |attempt| attempt.attempt);
-    counted(call, &hash::of_ended(&parent, TaskStatus::Retry, Some(lease.delivery), attempt.as_ref()));
+    counted(call, &hash::of_ended(&parent, TaskStatus::Retry, attempt.as_ref()));
     let mut child = record.clone();
     child.task.uuid = child_uuid;
     child.task.created_at = unix_now();
@@ -180,13 +181,14 @@ fn one_finish(call: &mut redis::Cmd, finish: &Finish) {
 /// Sets aside what cannot run. Its lease may be lost meanwhile, which is told by nobody: another worker sets it aside then.
 pub(super) async fn set_aside(link: &Link, keys: &Keys, unreadable: &[Unreadable]) -> Result<(), BrokerError> {
     let mut call = script::FINISH.call(&keys.project);
-    call.arg(repr(unix_now())).arg(unreadable.len());
+    let now = unix_now();
+    call.arg(unreadable.len());
     for Unreadable { lease, .. } in unreadable {
-        call.arg(lease.uuid.to_string()).arg(lease.delivery);
+        call.arg(lease.uuid.to_string()).arg(lease.delivery).arg(repr(now)).arg(TaskStatus::Error.name());
     }
     for Unreadable { lease, item, hash, reason } in unreadable {
         tracing::error!(uuid = %lease.uuid, item, "a task was set aside: {reason}");
-        let fields = hash.set_aside(item, lease.delivery, reason);
+        let fields = hash.set_aside(item, now, reason);
         call.arg("").arg(fields.len() * 2);
         for (name, value) in fields {
             call.arg(name).arg(value);

@@ -112,7 +112,7 @@ pub(super) async fn update(link: &Link, keys: &Keys, uuid: Uuid, fields: Fields)
         let removed: Vec<&str> = removed.into_iter().filter_map(|(name, is_removed)| is_removed.then_some(name)).collect();
         let mut call = script::UPDATE.call(&keys.project);
         call.arg(uuid.to_string()).arg(before.status.name()).arg(removed.len()).arg(removed);
-        for part in hash::of_ended(&record, record.status, None, None) {
+        for part in hash::of_ended(&record, record.status, None) {
             call.arg(&*part);
         }
         match link.call::<String>(&script::UPDATE, &call).await?.as_str() {
@@ -307,11 +307,12 @@ pub(super) async fn delete_finished(link: &Link, keys: &Keys) -> Result<u64, Bro
 /// Removes everything but the workers that are there and the number of deliveries, by which a late worker is known.
 pub(super) async fn flush_all(link: &Link, keys: &Keys) -> Result<u64, BrokerError> {
     let mut removed = 0;
+    let workers: u64 = link.run(redis::cmd("HLEN").arg(&keys.workers)).await?;
     for pattern in keys.all() {
         let mut cursor = 0;
         loop {
             let (next, mut step) = scan(link, cursor, &pattern, false).await?;
-            step.retain(|key| !keys.stays(key));
+            step.retain(|key| workers == 0 || !keys.stays_with_workers(key));
             if !step.is_empty() {
                 removed += step.iter().filter(|key| keys.uuid_of(key).is_some()).count() as u64;
                 link.run::<Value>(redis::cmd("DEL").arg(step)).await?;

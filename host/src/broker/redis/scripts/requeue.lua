@@ -4,7 +4,7 @@ local found = redis.call('HMGET', record(uuid), 'status', 'task_name', 'priority
 local status = found[1]
 if not status then return 'unknown' end
 if status == 'new' or status == 'process' then return 'underway' end
-redis.call('HDEL', record(uuid), 'returning', 'traceback', 'cancel_reason', 'dead_letter', 'due', 'losses', 'delivery', 'retry',
+redis.call('HDEL', record(uuid), 'returning', 'traceback', 'cancel_reason', 'dead_letter', 'due', 'losses', 'retry',
     'retry_child_uuid', 'resolved_by', 'resolved_by_version', 'resolved_outcome')
 for _, prefix in ipairs({'error_', 'original_error_'}) do
     for _, part in ipairs({'type', 'message', 'args', 'kwargs', 'causes', 'location'}) do

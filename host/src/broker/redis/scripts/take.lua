@@ -76,7 +76,7 @@ for _, item in ipairs(items) do
     else
         local hash = redis.pcall('HGETALL', record(uuid))
         if hash.err then
-            set_aside(item, 'its record is not a hash')
+            set_aside(item, 'its record is not a hash: ' .. hash.err)
         else
             seen[uuid] = true
             delivery = delivery + 1
