@@ -48,14 +48,14 @@ fn poisons() -> Vec<Poison> {
         poison("Infinity", ITEM, Record::With("kwargs", br#"{"a": -Infinity}"#.to_vec()), &["kwargs"]),
         poison("a lone surrogate", ITEM, args(br#"["\ud800"]"#), &["args"]),
         poison("a byte that is no UTF-8", ITEM, args(b"[\"\xff\"]"), &["args"]),
-        poison("a string in the place of the record", ITEM, Record::Text, &["not a hash"]),
+        poison("a string in the place of the record", ITEM, Record::Text, &["not a hash", "WRONGTYPE"]),
         poison("JSON that is too deep", ITEM, args(&[[b'['; 100_000], [b']'; 100_000]].concat()), &["args"]),
         poison("args that are no list", ITEM, args(b"{}"), &["args", "opens with `[`"]),
         poison("kwargs that are no object", ITEM, Record::With("kwargs", b"[]".to_vec()), &["kwargs", "opens with `{`"]),
         poison("a time that is none", ITEM, Record::With("created_at", b"noon".to_vec()), &["created_at"]),
-        poison("no uuid", b"mirror:now:0", Record::Missing, &["now"]),
-        poison("too short", b"mirror", Record::Missing, &["mirror"]),
-        poison("empty", b"", Record::Missing, &[]),
+        poison("no uuid", b"mirror:now:0", Record::Missing, &["task_name:uuid:priority"]),
+        poison("too short", b"mirror", Record::Missing, &["task_name:uuid:priority"]),
+        poison("empty", b"", Record::Missing, &["task_name:uuid:priority"]),
     ]
 }
 

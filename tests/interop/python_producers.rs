@@ -80,7 +80,7 @@ fn what_a_plugin_answered_is_the_result_and_python_can_read_who_it_was() {
         "original_error_type": "TaskPluginTriggerError",
     });
     assert_has(&results[0], &who);
-    assert_has(&results[0]["types"], &json!({"resolved_by": "str", "resolved_by_version": "str", "returning": "int"}));
+    assert_has(&results[0]["types"], &json!({"resolved_by": "str", "resolved_by_version": "str", "attempt": "int"}));
     // What nobody had to resolve says so by saying nothing.
     assert!(results[1].get("resolved_by").is_none(), "{}", results[1]);
     assert!(worker.stop().0.success());
