@@ -1,10 +1,12 @@
 //! Native and Python workers on one queue.
 
 use std::io::Write;
+use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde_json::json;
 
-use super::{Interop, QUEUE, assert_has, opened_for};
+use super::{Interop, PATIENCE, PROCESS, QUEUE, assert_has, opened_for};
 use crate::support::python::Flavour;
 
 /// Tasks of the first part, in which the native worker is held up.
@@ -52,6 +54,53 @@ fn both_kinds_of_worker_share_a_queue_and_each_task_runs_once() {
     python.assert_runs();
     interop.assert_nothing_left();
     assert!(native.stop().0.success());
+}
+
+#[test]
+fn what_a_killed_python_worker_had_is_taken_over_where_the_operator_says_so() {
+    let Some(interop) = Interop::start() else { return };
+    let project = interop.project(&[]);
+    let mut client = interop.client(Flavour::Async);
+    // All of them, since a Python worker takes what it can get, and runs ten.
+    let uuids = client.add(&[r#"{"task": "hangs"}"#; HELD]);
+    let python = interop.python_worker(&project);
+    interop.server.wait_for(&["ZCARD", PROCESS], HELD);
+    drop(python);
+    let native = project.start(&[r#"tasks.hangs.command = ["echo", "5"]"#, "recover_foreign_after = 0.1", "lease = 0.3"]);
+    for task in client.results(&uuids) {
+        assert_has(&task, &json!({"status": "success", "returning": 5}));
+    }
+    interop.assert_nothing_left();
+    assert!(native.stop().0.success());
+}
+
+#[test]
+fn a_task_that_comes_as_a_native_worker_is_killed_is_there_for_the_next() {
+    let Some(interop) = Interop::start() else { return };
+    let project = interop.project(&["scripted"]);
+    let mut client = interop.client(Flavour::Async);
+    let native = project.start(&[]);
+    client.run(r#"{"task": "echo"}"#);
+    // Stopped while it waits at the server for a task.
+    let waits = || interop.server.command::<String>(&["CLIENT", "LIST"]).lines().any(|line| line.contains(" flags=b "));
+    let begun = Instant::now();
+    loop {
+        native.signal(Signal::STOP);
+        if waits() {
+            break;
+        }
+        native.signal(Signal::CONT);
+        assert!(begun.elapsed() < PATIENCE, "it waits for tasks");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let uuid = client.add(&[r#"{"task": "echo", "args": [1]}"#]).remove(0);
+    native.signal(Signal::KILL);
+    drop(native);
+    // Python's workers do not see it: the wait of the killed one has moved it out of their queue.
+    let next = project.start(&[]);
+    assert_has(&client.results(&[uuid])[0], &json!({"status": "success", "returning": {"args": [1], "kwargs": {}}}));
+    interop.assert_nothing_left();
+    assert!(next.stop().0.success());
 }
 
 #[test]

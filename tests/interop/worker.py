@@ -39,6 +39,11 @@ async def fails(*args, **kwargs):
     raise ValueError("no luck")
 
 
+@app.task(name="hangs")
+async def hangs():
+    await asyncio.sleep(3600)
+
+
 @app.task(name="cancel_me", echo=True)
 async def cancel_me(self: AsyncTask):
     self.ctx.cancel("no longer wanted")
