@@ -12,6 +12,8 @@ use rustix::process::Signal;
 use serde_json::json;
 use uuid::Uuid;
 
+use crate::support::Place;
+use crate::support::redis::RedisServer;
 use crate::support::worker::{Project, Worker};
 
 /// Tasks that are added in each round.
@@ -117,4 +119,10 @@ pub(crate) async fn kill_workers(project: &Project, seed: u64) {
 #[tokio::test]
 async fn killed_workers_lose_no_task_of_a_file() {
     kill_workers(&Project::sqlite(&["counts_runs"]), 1).await;
+}
+
+#[tokio::test]
+async fn killed_workers_lose_no_task_of_a_redis_server() {
+    let Some(server) = RedisServer::start() else { return };
+    kill_workers(&Project::at(Place::new(), server.url(), &["counts_runs"]), 2).await;
 }

@@ -15,6 +15,7 @@ mod documented_path;
 mod executor;
 mod faults;
 mod generators;
+mod interop;
 mod loading;
 mod plugin_command;
 mod retries;

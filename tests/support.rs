@@ -4,6 +4,8 @@ pub(crate) mod app;
 pub(crate) mod artifacts;
 pub(crate) mod host;
 pub(crate) mod place;
+pub(crate) mod python;
+pub(crate) mod redis;
 pub(crate) mod worker;
 
 pub(crate) use app::{TestApp, returning, value_of};
@@ -19,4 +21,11 @@ pub(crate) fn assert_says(text: &str, parts: &[&str]) {
     for part in parts {
         assert!(text.contains(part), "expected to read {part:?} in:\n{text}");
     }
+}
+
+/// Says that the running test does nothing here, and why. `QTASKS_TEST_NO_SKIP` makes that a failure.
+#[track_caller]
+pub(crate) fn skipped(reason: &str) {
+    assert!(std::env::var_os("QTASKS_TEST_NO_SKIP").is_none(), "QTASKS_TEST_NO_SKIP is set and {reason}");
+    println!("skipped: {reason}");
 }

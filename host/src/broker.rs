@@ -13,9 +13,11 @@ pub mod error;
 pub mod global_config;
 pub mod memory;
 pub mod record;
+pub mod redis;
 pub mod settings;
 pub mod sqlite;
 pub mod url;
+mod watched;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -26,6 +28,7 @@ use uuid::Uuid;
 
 use crate::task::BoxFuture;
 
+pub use self::redis::RedisBackend;
 pub use component::{Component, Store};
 pub use error::{BrokerError, BrokerErrorKind};
 pub use global_config::GlobalConfig;
@@ -48,8 +51,8 @@ impl<B: Broker + Storage> Backend for B {}
 pub struct Lease {
     /// The task, as the backend knows it, whatever a plugin made of the record.
     pub uuid: Uuid,
-    /// Counts deliveries of this task, from 1.
-    pub delivery: u32,
+    /// Higher with each delivery of this task.
+    pub delivery: i64,
 }
 
 /// A task under a lease.
@@ -68,10 +71,19 @@ pub struct Finish {
     pub lease: Lease,
     /// The record as it is to be kept. With `retry`, as it is to run again.
     pub record: Record,
-    /// Another attempt is to follow, after this time.
-    pub retry: Option<Duration>,
+    /// Another attempt is to follow.
+    pub retry: Option<Again>,
     /// The attempt's error and who was asked about it, if there was one.
     pub attempt: Option<Attempt>,
+}
+
+/// Another attempt is to follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Again {
+    /// After this time.
+    pub after: Duration,
+    /// How many attempts are left.
+    pub left: u32,
 }
 
 /// Somebody wants a running task cancelled.
@@ -106,6 +118,8 @@ pub enum Cancelled {
     Asked,
     /// It has ended already.
     Ended,
+    /// A worker of another kind has it, which cannot be told (Redis, with Python workers).
+    Foreign,
     /// Nobody knows it.
     Unknown,
 }
@@ -245,10 +259,7 @@ pub async fn open(settings: &BrokerSettings) -> Result<Arc<dyn Backend>, BrokerE
             let opened = opened.map_err(|error| BrokerError::with_source(&place(), BrokerErrorKind::Other, error))?;
             Ok(Arc::new(opened?))
         }
-        BrokerUrl::Redis(_) => {
-            let refused = BrokerErrorKind::Refused("this broker is not built yet".to_owned());
-            Err(BrokerError::new(&settings.url.to_string().into(), refused))
-        }
+        BrokerUrl::Redis(url) => Ok(Arc::new(RedisBackend::open(url, settings).await?)),
     }
 }
 

@@ -326,7 +326,7 @@ async fn execute(executor: &TaskExecutor, task: Task) -> (Task, Execution) {
 pub(crate) async fn run_to_end(executor: &TaskExecutor, mut task: Task) -> TaskReport {
     loop {
         let (mut ran, execution) = execute(executor, task).await;
-        let Ended::Retry { after } = execution.ended else { return TaskReport::new(ran, execution) };
+        let Ended::Retry { after, .. } = execution.ended else { return TaskReport::new(ran, execution) };
         tokio::time::sleep(after).await;
         ran.attempt += 1;
         task = ran;

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::component::Component;
 use super::error::{BrokerError, BrokerErrorKind};
 use super::record::{DecisionRecord, Fields, Record, TaskStatus, unix_now};
-use super::{Answer, Broker, Cancellation, Cancelled, Counts, Filter, Finish, Lease, Requeued, Storage, Taken};
+use super::{Again, Answer, Broker, Cancellation, Cancelled, Counts, Filter, Finish, Lease, Requeued, Storage, Taken};
 use crate::task::BoxFuture;
 
 /// How many decisions are kept.
@@ -54,7 +54,7 @@ struct State {
 struct Entry {
     record: Record,
     number: u64,
-    delivery: u32,
+    delivery: i64,
 }
 
 /// What a worker finds.
@@ -278,10 +278,10 @@ impl Broker for MemoryBackend {
                 entry.record = Record { history, ..finish.record.clone() };
             }
             match finish.retry {
-                Some(delay) => {
+                Some(Again { after, .. }) => {
                     if let Some(entry) = state.tasks.get_mut(&finish.lease.uuid) {
                         entry.record.status = TaskStatus::New;
-                        entry.record.due = entry.record.clone().after(delay).due;
+                        entry.record.due = entry.record.clone().after(after).due;
                     }
                     state.place(finish.lease.uuid);
                 }
@@ -481,6 +481,7 @@ mod tests {
     }
 
     fn finish(taken: Taken, retry: Option<Duration>) -> Arc<[Finish]> {
+        let retry = retry.map(|after| Again { after, left: 1 });
         let mut record = taken.record;
         record.status = if retry.is_some() { TaskStatus::New } else { TaskStatus::Success };
         Arc::new([Finish { lease: taken.lease, record, retry, attempt: None }])

@@ -147,7 +147,7 @@ fn is_zero(number: &u32) -> bool {
 }
 
 /// An attempt that failed, and who was asked about it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Attempt {
     /// Which, from 1.
     pub attempt: u32,
@@ -158,7 +158,7 @@ pub struct Attempt {
     /// The error it raised.
     pub error: Box<ErrorBody>,
     /// Each plugin that was asked, in order.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub decisions: Vec<Decision>,
 }
 

@@ -18,7 +18,7 @@ use rusqlite::Connection;
 use tokio::sync::{Notify, mpsc};
 use uuid::Uuid;
 
-use self::beat::{Beat, Watched};
+use self::beat::Beat;
 use self::connection::error_of;
 use self::writer::Writer;
 use super::component::Component;
@@ -26,6 +26,7 @@ use super::error::{BrokerError, BrokerErrorKind};
 use super::record::{DecisionRecord, Fields, Record, unix_now};
 use super::settings::BrokerSettings;
 use super::url::Synchronous;
+use super::watched::Watched;
 use super::{Answer, Broker, Cancellation, Cancelled, Counts, Filter, Finish, Lease, Requeued, Storage, Taken};
 use crate::task::BoxFuture;
 

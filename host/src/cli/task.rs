@@ -251,12 +251,13 @@ fn cancel(arguments: &CancelArguments) -> anyhow::Result<ExitStatus> {
                 Cancelled::Done => "cancelled\n",
                 Cancelled::Asked => "it runs; its worker was asked to cancel it\n",
                 Cancelled::Ended => "it has ended already\n",
+                Cancelled::Foreign => "a Python worker has it, which cannot be told\n",
                 Cancelled::Unknown => "",
             })?;
         }
         match cancelled {
             Cancelled::Done | Cancelled::Asked => Ok(ExitStatus::Success),
-            Cancelled::Ended => Ok(ExitStatus::NotInTime),
+            Cancelled::Ended | Cancelled::Foreign => Ok(ExitStatus::NotInTime),
             Cancelled::Unknown => unknown(*uuid),
         }
     })

@@ -71,6 +71,8 @@ pub enum Ended {
     Retry {
         /// After this delay.
         after: Duration,
+        /// How many attempts were left after this one.
+        left: u32,
     },
     /// Set aside by a plugin, for a person to look at.
     DeadLetter {
@@ -337,7 +339,8 @@ impl TaskExecutor {
             Answered::Directive(Directive::RetryAfter { seconds }) => {
                 let delay = Duration::try_from_secs_f64(seconds).unwrap_or(self.settings.max_retry_delay);
                 let after = delay.min(self.settings.max_retry_delay);
-                (info.attempt < info.attempts).then_some(Resolved::Ended(Ended::Retry { after }))
+                let left = info.attempts.saturating_sub(info.attempt);
+                (left > 0).then_some(Resolved::Ended(Ended::Retry { after, left }))
             }
             Answered::Directive(Directive::Cancel { reason }) => Some(Resolved::Ended(Ended::Cancel { reason })),
             Answered::Directive(Directive::ReplaceError { error }) => {
@@ -386,8 +389,9 @@ impl Run<'_> {
         self.original_error.get_or_insert_with(|| body.clone());
         let (limits, attempt) = (self.function.limits(), self.info.attempt);
         let wanted = |kinds: &Arc<[String]>| kinds.iter().any(|wanted| settings.error_kinds.is_a(&body.kind, wanted));
-        if self.own_attempts.is_some_and(|attempts| attempt < attempts) && limits.retry_on.as_ref().is_none_or(wanted) {
-            return Ended::Retry { after: limits.delay_after(attempt, settings.max_retry_delay) };
+        let left = self.own_attempts.unwrap_or_default().saturating_sub(attempt);
+        if left > 0 && limits.retry_on.as_ref().is_none_or(wanted) {
+            return Ended::Retry { after: limits.delay_after(attempt, settings.max_retry_delay), left };
         }
         Ended::Error { error: body }
     }

@@ -45,7 +45,8 @@ impl OutcomeKind {
 }
 
 /// One handler's call, as recorded: who, what, how long.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(from = "Written")]
 pub struct Decision {
     /// The event; the same for all handlers of one firing, unique in this process.
     pub event: u64,
@@ -66,4 +67,26 @@ pub struct Decision {
 
 fn as_seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(duration.as_secs_f64())
+}
+
+/// A [`Decision`] as it is written. Read without `flatten`, which cannot hold JSON as text.
+#[derive(Deserialize)]
+struct Written {
+    event: u64,
+    trigger: Trigger,
+    plugin: Arc<str>,
+    version: Arc<str>,
+    digest: Option<Arc<str>>,
+    outcome: OutcomeKind,
+    seconds: f64,
+    failure: Option<Box<ErrorBody>>,
+}
+
+impl From<Written> for Decision {
+    fn from(written: Written) -> Self {
+        let Written { event, trigger, plugin, version, digest, outcome, seconds, failure } = written;
+        let by = Arc::new(PluginIdentity { name: plugin, version, digest });
+        let duration = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+        Self { event, trigger, by, outcome, duration, failure }
+    }
 }

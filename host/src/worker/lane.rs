@@ -9,7 +9,7 @@ use qtasks_plugin_api::Trigger;
 use super::finisher::Ended;
 use super::{Shared, WorkerInfo, execute};
 use crate::broker::component::{Component, TaskParts, fields_in, fields_of, replace, replace_whole};
-use crate::broker::{Attempt, Finish, Record, Taken, unix_now};
+use crate::broker::{Again, Attempt, Finish, Record, Taken, unix_now};
 use crate::task::{self, Execution, Task, TaskReport};
 
 /// `task_func` in an event; `null` for a task that nobody provides.
@@ -59,13 +59,13 @@ pub(super) async fn run(shared: &Shared, taken: Taken, cancelled: oneshot::Recei
         Ok(reason) = cancelled => (task, Execution::cancelled(reason)),
     };
     let attempt = failed_attempt(record.task.attempt, begun, &execution);
-    if let task::Ended::Retry { after } = execution.ended {
+    if let task::Ended::Retry { after, left } = execution.ended {
         tracing::info!(task = &*name, uuid = %ran.uuid, attempt = ran.attempt, seconds = after.as_secs_f64(), "the task will run again");
         record.traceback = execution.original_error.as_ref().map(ToString::to_string);
         record.updated_at = unix_now();
         ask_about_retry(shared, &mut record).await;
         record.task.attempt += 1;
-        return Ended { finish: Finish { lease, record, retry: Some(after), attempt }, report: None };
+        return Ended { finish: Finish { lease, record, retry: Some(Again { after, left }), attempt }, report: None };
     }
     let report = TaskReport::new(ran, execution);
     let mut record = record.ended(&report);

@@ -1,7 +1,6 @@
 //! A worker's beat: a number that goes up while the worker lives. Whoever sees it stand still for the lease's time, by its own clock,
 //! may take over what the worker held. No two clocks are compared, so none can be wrong.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -76,27 +75,5 @@ impl Beat {
         // A worker that is about to end does not listen any more.
         found.into_iter().for_each(|cancellation| drop(self.cancellations.send(cancellation)));
         Ok(())
-    }
-}
-
-/// The beats of others, as this process saw them.
-#[derive(Debug, Default)]
-pub(super) struct Watched(HashMap<Uuid, (i64, Instant)>);
-
-impl Watched {
-    /// Who has stood still for `lease`, given the beats that are written now; each with the beat it stood still at.
-    pub(super) fn dead(&mut self, beats: &[(Uuid, i64)], lease: Duration) -> Vec<(Uuid, i64)> {
-        let now = Instant::now();
-        self.0.retain(|worker, _| beats.iter().any(|(known, _)| known == worker));
-        let mut dead = Vec::new();
-        for (worker, beat) in beats {
-            let seen = self.0.entry(*worker).or_insert((*beat, now));
-            if seen.0 != *beat {
-                *seen = (*beat, now);
-            } else if now.duration_since(seen.1) >= lease {
-                dead.push((*worker, *beat));
-            }
-        }
-        dead
     }
 }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::row::{self, COLUMNS, Stored};
 use crate::broker::record::{Record, TaskStatus, unix_now};
-use crate::broker::{Finish, Lease, Taken};
+use crate::broker::{Again, Finish, Lease, Taken};
 
 /// Puts new tasks in; gives the uuid that is there already, in which case none was put in.
 pub(super) fn add(connection: &Connection, records: &[Record]) -> rusqlite::Result<Option<Uuid>> {
@@ -95,8 +95,8 @@ pub(super) fn finish(connection: &Connection, batch: &[Finish]) -> rusqlite::Res
         let Finish { lease, record, retry, attempt } = finish;
         let changed = match retry {
             None => row::replace(&mut replace, *lease, record)?,
-            Some(delay) => {
-                let again = Record { status: TaskStatus::New, ..record.clone() }.after(*delay);
+            Some(Again { after, .. }) => {
+                let again = Record { status: TaskStatus::New, ..record.clone() }.after(*after);
                 row::replace(&mut replace, *lease, &again)?
             }
         };

@@ -1,22 +1,17 @@
 //! Records as rows. What stands in a file is as little believed as what comes over a network.
 
-use std::sync::Arc;
-use std::time::Duration;
-
-use qtasks_plugin_api::{ErrorBody, Trigger, bounds};
+use qtasks_plugin_api::bounds;
 use rusqlite::types::ValueRef;
 use rusqlite::{CachedStatement, Row, params};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::broker::Lease;
 use crate::broker::record::{Attempt, Fields, Record, TaskStatus};
-use crate::plugin::PluginIdentity;
 use crate::plugin::settings::usable;
 use crate::task::Task;
-use crate::trigger::{Decision, OutcomeKind};
 
 /// The columns of a record, in the order in which [`read`] expects them.
 pub(super) const COLUMNS: &str = "seq, uuid, delivery, name, priority, args, kwargs, created_at, updated_at, status, attempt, \
@@ -26,7 +21,7 @@ pub(super) const COLUMNS: &str = "seq, uuid, delivery, name, priority, args, kwa
 #[derive(Debug)]
 pub(super) struct Stored {
     pub(super) seq: i64,
-    pub(super) delivery: u32,
+    pub(super) delivery: i64,
     pub(super) record: Record,
 }
 
@@ -43,7 +38,7 @@ pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Result<Stored, Unreadable>
     Ok(read_record(row).map(|(delivery, record)| Stored { seq, delivery, record }).map_err(|reason| Unreadable { seq, reason }))
 }
 
-fn read_record(row: &Row<'_>) -> Result<(u32, Record), String> {
+fn read_record(row: &Row<'_>) -> Result<(i64, Record), String> {
     let wrong = |error: rusqlite::Error| error.to_string();
     let task = Task {
         uuid: row.get(1).map_err(wrong)?,
@@ -178,28 +173,6 @@ fn to_text<T: Serialize>(value: Option<T>) -> rusqlite::Result<Option<String>> {
     text.map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
 }
 
-/// A decision as its list has it: [`Decision`] writes its parts in one object, and here they are read again.
-#[derive(Deserialize)]
-struct StoredDecision {
-    event: u64,
-    trigger: Trigger,
-    plugin: Arc<str>,
-    version: Arc<str>,
-    digest: Option<Arc<str>>,
-    outcome: OutcomeKind,
-    seconds: f64,
-    failure: Option<Box<ErrorBody>>,
-}
-
-impl From<StoredDecision> for Decision {
-    fn from(stored: StoredDecision) -> Self {
-        let StoredDecision { event, trigger, plugin, version, digest, outcome, seconds, failure } = stored;
-        let by = Arc::new(PluginIdentity { name: plugin, version, digest });
-        let duration = Duration::try_from_secs_f64(seconds).unwrap_or_default();
-        Self { event, trigger, by, outcome, duration, failure }
-    }
-}
-
 /// Adds an attempt that failed.
 pub(super) fn insert_attempt(
     statement: &mut CachedStatement<'_>,
@@ -223,13 +196,12 @@ pub(super) const ATTEMPT_COLUMNS: &str = "uuid, task_name, attempt, at, seconds,
 pub(super) fn read_attempt(row: &Row<'_>) -> rusqlite::Result<Option<(Uuid, String, Attempt)>> {
     let read = || -> Result<(Uuid, String, Attempt), String> {
         let wrong = |error: rusqlite::Error| error.to_string();
-        let decisions: Vec<StoredDecision> = parsed(row, 6, "decisions")?.unwrap_or_default();
         let attempt = Attempt {
             attempt: row.get(2).map_err(wrong)?,
             at: row.get(3).map_err(wrong)?,
             seconds: row.get(4).map_err(wrong)?,
             error: parsed(row, 5, "error")?.ok_or("error is NULL")?,
-            decisions: decisions.into_iter().map(Decision::from).collect(),
+            decisions: parsed(row, 6, "decisions")?.unwrap_or_default(),
         };
         Ok((row.get(0).map_err(wrong)?, row.get(1).map_err(wrong)?, attempt))
     };

@@ -1,0 +1,540 @@
+//! Records as hashes: QTasks' fields first, as it writes them, then this program's, which Python's clients read as attributes.
+//!
+//! Nothing in a hash is believed: others write there as well.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use qtasks_plugin_api::{ErrorBody, bounds};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use super::python_json::{dumps, repr};
+use crate::broker::record::{Attempt, Fields, Record, TaskStatus, unix_now};
+use crate::plugin::PluginIdentity;
+use crate::plugin::settings::usable;
+use crate::task::Task;
+use crate::trigger::{OutcomeKind, Resolution};
+
+/// Fields and values in a row, as HSET takes them.
+pub(super) type Flat<'a> = Vec<Cow<'a, str>>;
+
+/// Fields of others whose names Python's clients or this program could not read where they stand: a JSON object.
+const OTHER_FIELDS: &str = "other_fields";
+
+/// Fields that this program writes and reads, QTasks' among them.
+const OWN: &[&str] = &[
+    "task_name",
+    "priority",
+    "args",
+    "kwargs",
+    "created_at",
+    "updated_at",
+    "status",
+    "returning",
+    "traceback",
+    "cancel_reason",
+    "retry",
+    "retry_parent_uuid",
+    "retry_child_uuid",
+    "attempt",
+    "attempts",
+    "max_time",
+    "due",
+    "losses",
+    "history",
+    "dead_letter",
+    "resolved_by",
+    "resolved_by_version",
+    "resolved_outcome",
+    "error_type",
+    "error_message",
+    "error_args",
+    "error_kwargs",
+    "error_causes",
+    "error_location",
+    "original_error_type",
+    "original_error_message",
+    "original_error_args",
+    "original_error_kwargs",
+    "original_error_causes",
+    "original_error_location",
+    OTHER_FIELDS,
+];
+
+/// Python's reserved words, which cannot be attributes of its dataclasses, and the names that those have already.
+const RESERVED: &[&str] = &[
+    "False", "None", "True", "and", "as", "assert", "async", "await", "break", "class", "continue", "def", "del", "elif", "else",
+    "except", "finally", "for", "from", "global", "if", "import", "in", "is", "lambda", "nonlocal", "not", "or", "pass", "raise",
+    "return", "try", "while", "with", "yield", "uuid",
+];
+
+/// An item of the queue: `task_name:uuid:priority`.
+pub(super) fn item(name: &str, uuid: Uuid, priority: i64) -> String {
+    format!("{name}:{uuid}:{priority}")
+}
+
+/// A number in a row of fields.
+fn number<'a>(number: impl ToString) -> Cow<'a, str> {
+    Cow::Owned(number.to_string())
+}
+
+fn field<'a>(flat: &mut Flat<'a>, name: &'a str, value: impl Into<Cow<'a, str>>) {
+    flat.extend([name.into(), value.into()]);
+}
+
+/// A record that begins to wait, with all that it needs.
+pub(super) fn of_new(record: &Record) -> Flat<'_> {
+    let task = &record.task;
+    let mut flat = Flat::with_capacity(24);
+    field(&mut flat, "task_name", &*task.name);
+    field(&mut flat, "priority", number(task.priority));
+    field(&mut flat, "args", dumps(task.args.get(), true));
+    field(&mut flat, "kwargs", dumps(task.kwargs.get(), true));
+    field(&mut flat, "created_at", repr(task.created_at));
+    field(&mut flat, "updated_at", repr(record.updated_at));
+    field(&mut flat, "status", TaskStatus::New.name());
+    if let Some(retry) = record.retry {
+        field(&mut flat, "retry", number(retry));
+    }
+    if let Some(parent) = record.retry_parent_uuid {
+        field(&mut flat, "retry_parent_uuid", number(parent));
+    }
+    extras(&mut flat, record);
+    if task.attempt != 1 {
+        field(&mut flat, "attempt", number(task.attempt));
+    }
+    if let Some(attempts) = task.attempts {
+        field(&mut flat, "attempts", number(attempts));
+    }
+    if let Some(max_time) = task.max_time {
+        field(&mut flat, "max_time", repr(max_time.as_secs_f64()));
+    }
+    if let Some(due) = record.due {
+        field(&mut flat, "due", repr(due));
+    }
+    if !record.history.is_empty() {
+        field(&mut flat, "history", json(&record.history));
+    }
+    flat
+}
+
+/// What an attempt makes of a record. QTasks empties the arguments of a task that failed; here they stay.
+pub(super) fn of_ended<'a>(record: &'a Record, status: TaskStatus, attempt: Option<&Attempt>) -> Flat<'a> {
+    let task = &record.task;
+    let mut flat = Flat::with_capacity(32);
+    field(&mut flat, "task_name", &*task.name);
+    field(&mut flat, "priority", number(task.priority));
+    field(&mut flat, "args", task.args.get());
+    field(&mut flat, "kwargs", task.kwargs.get());
+    field(&mut flat, "created_at", repr(task.created_at));
+    field(&mut flat, "updated_at", repr(record.updated_at));
+    field(&mut flat, "status", status.name());
+    if let Some(returning) = &record.returning {
+        field(&mut flat, "returning", dumps(returning.get(), false));
+    }
+    if let Some(traceback) = &record.traceback {
+        field(&mut flat, "traceback", &**traceback);
+    }
+    if let Some(reason) = &record.cancel_reason {
+        field(&mut flat, "cancel_reason", &**reason);
+    }
+    if let Some(retry) = record.retry {
+        field(&mut flat, "retry", number(retry));
+    }
+    if let Some(child) = record.retry_child_uuid {
+        field(&mut flat, "retry_child_uuid", number(child));
+    }
+    field(&mut flat, "attempt", number(task.attempt));
+    if let Some(reason) = &record.dead_letter {
+        field(&mut flat, "dead_letter", &**reason);
+    }
+    if let Some(error) = &record.error {
+        error_fields(&mut flat, &ERROR, error);
+    }
+    if let Some(error) = &record.original_error {
+        error_fields(&mut flat, &ORIGINAL_ERROR, error);
+    }
+    if let Some(Resolution { by, outcome }) = &record.resolved_by {
+        field(&mut flat, "resolved_by", &*by.name);
+        field(&mut flat, "resolved_by_version", &*by.version);
+        field(&mut flat, "resolved_outcome", outcome.name());
+    }
+    if let Some(attempt) = attempt {
+        let all: Vec<&Attempt> = record.history.iter().chain([attempt]).collect();
+        field(&mut flat, "history", json(&all));
+    }
+    extras(&mut flat, record);
+    flat
+}
+
+/// Where the parts of an error stand.
+struct ErrorFields {
+    kind: &'static str,
+    message: &'static str,
+    args: &'static str,
+    kwargs: &'static str,
+    causes: &'static str,
+    location: &'static str,
+}
+
+const ERROR: ErrorFields = ErrorFields {
+    kind: "error_type",
+    message: "error_message",
+    args: "error_args",
+    kwargs: "error_kwargs",
+    causes: "error_causes",
+    location: "error_location",
+};
+const ORIGINAL_ERROR: ErrorFields = ErrorFields {
+    kind: "original_error_type",
+    message: "original_error_message",
+    args: "original_error_args",
+    kwargs: "original_error_kwargs",
+    causes: "original_error_causes",
+    location: "original_error_location",
+};
+
+fn error_fields<'a>(flat: &mut Flat<'a>, names: &ErrorFields, error: &'a ErrorBody) {
+    field(flat, names.kind, &*error.kind);
+    field(flat, names.message, &*error.message);
+    field(flat, names.args, error.args.get());
+    field(flat, names.kwargs, error.kwargs.get());
+    if !error.causes.is_empty() {
+        field(flat, names.causes, json(&error.causes));
+    }
+    if let Some(location) = &error.location {
+        field(flat, names.location, &**location);
+    }
+}
+
+/// Fields of others: a text as it is, anything else as JSON. A text that would be read as JSON is quoted.
+fn extras<'a>(flat: &mut Flat<'a>, record: &'a Record) {
+    let mut others = Fields::new();
+    for (name, value) in &record.extras {
+        if !is_attribute(name) {
+            others.insert(name.clone(), value.clone());
+            continue;
+        }
+        match serde_json::from_str::<String>(value.get()) {
+            Ok(text) if !is_json(&text) => field(flat, name, text),
+            _ => field(flat, name, value.get()),
+        }
+    }
+    if !others.is_empty() {
+        field(flat, OTHER_FIELDS, json(&others));
+    }
+}
+
+/// Whether a field of others of this name can stand among the fields of a hash.
+fn is_attribute(name: &str) -> bool {
+    let mut chars = name.chars();
+    chars.next().is_some_and(|first| first.is_ascii_alphabetic())
+        && chars.all(|char| char.is_ascii_alphanumeric() || char == '_')
+        && !RESERVED.contains(&name)
+        && !OWN.contains(&name)
+}
+
+fn is_json(text: &str) -> bool {
+    serde_json::from_str::<&RawValue>(text).is_ok()
+}
+
+fn json<'a>(value: &impl Serialize) -> Cow<'a, str> {
+    // Records hold nothing that has no JSON form.
+    Cow::Owned(serde_json::to_string(value).unwrap_or_else(|_| "null".to_owned()))
+}
+
+/// What stands in a hash.
+#[derive(Debug)]
+pub(super) struct Hash(HashMap<Vec<u8>, Vec<u8>>);
+
+impl Hash {
+    pub(super) fn new(pairs: HashMap<Vec<u8>, Vec<u8>>) -> Self {
+        Self(pairs)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// A field's text.
+    fn text(&self, name: &str) -> Result<Option<&str>, String> {
+        let Some(bytes) = self.0.get(name.as_bytes()) else { return Ok(None) };
+        if bytes.len() > bounds::MAX_BYTES {
+            return Err(format!("the field {name} has {} bytes, at most {} are taken", bytes.len(), bounds::MAX_BYTES));
+        }
+        std::str::from_utf8(bytes).map(Some).map_err(|error| format!("the field {name} is no UTF-8: {error}"))
+    }
+
+    fn required(&self, name: &str) -> Result<&str, String> {
+        self.text(name)?.ok_or_else(|| format!("the field {name} is missing"))
+    }
+
+    /// A field's JSON, which opens with `opening`.
+    fn json(&self, name: &str, opening: Option<char>) -> Result<Option<Box<RawValue>>, String> {
+        let Some(text) = self.text(name)? else { return Ok(None) };
+        let wrong = |reason: String| format!("the field {name} is {}: {reason}", beginning(text));
+        checked_json(text).map_err(wrong)?;
+        if opening.is_some_and(|opening| !text.trim_start().starts_with(opening)) {
+            return Err(wrong(format!("expected JSON that opens with `{}`", opening.unwrap_or_default())));
+        }
+        RawValue::from_string(text.to_owned()).map(Some).map_err(|error| wrong(error.to_string()))
+    }
+
+    fn parsed<T: std::str::FromStr>(&self, name: &str, expected: &str) -> Result<Option<T>, String> {
+        let Some(text) = self.text(name)? else { return Ok(None) };
+        text.parse().map(Some).map_err(|_| format!("the field {name} is {}: expected {expected}", beginning(text)))
+    }
+
+    fn seconds(&self, name: &str) -> Result<Option<f64>, String> {
+        Ok(self.parsed::<f64>(name, "Unix seconds")?.filter(|seconds| seconds.is_finite()))
+    }
+
+    fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, String> {
+        let Some(json) = self.json(name, None)? else { return Ok(None) };
+        serde_json::from_str(json.get()).map(Some).map_err(|error| format!("the field {name}: {error}"))
+    }
+
+    fn owned(&self, name: &str) -> Result<Option<String>, String> {
+        Ok(self.text(name)?.map(str::to_owned))
+    }
+
+    fn error(&self, names: &ErrorFields) -> Result<Option<Box<ErrorBody>>, String> {
+        let Some(kind) = self.owned(names.kind)? else { return Ok(None) };
+        let mut error = ErrorBody::new(kind, self.text(names.message)?.unwrap_or_default());
+        if let Some(args) = self.json(names.args, Some('['))? {
+            error.args = args;
+        }
+        if let Some(kwargs) = self.json(names.kwargs, Some('{'))? {
+            error.kwargs = kwargs;
+        }
+        error.causes = self.read(names.causes)?.unwrap_or_default();
+        error.location = self.owned(names.location)?;
+        Ok(Some(Box::new(error)))
+    }
+
+    /// The record, or why there is none in it.
+    pub(super) fn record(&self, uuid: Uuid) -> Result<Record, String> {
+        let name = self.required("task_name")?;
+        let mut task = Task::new(name).map_err(|error| error.to_string())?;
+        task.uuid = uuid;
+        task.priority = self.parsed("priority", "a whole number")?.ok_or("the field priority is missing")?;
+        task.args = self.json("args", Some('['))?.ok_or("the field args is missing")?.into();
+        task.kwargs = self.json("kwargs", Some('{'))?.ok_or("the field kwargs is missing")?.into();
+        task.created_at = self.seconds("created_at")?.ok_or("the field created_at is missing")?;
+        task.attempt = self.parsed("attempt", "a whole number")?.unwrap_or(1).max(1);
+        task.max_time = self.seconds("max_time")?.and_then(usable);
+        let mut record = Record::new(task);
+        record.updated_at = self.seconds("updated_at")?.ok_or("the field updated_at is missing")?;
+        let status = self.required("status")?;
+        record.status = TaskStatus::from_name(status).ok_or_else(|| {
+            format!("the field status is {}: expected new, process, success, error, retry or cancel", beginning(status))
+        })?;
+        // What a retry is, others write as well; a task without it is a task.
+        record.retry = self.parsed("retry", "a whole number").unwrap_or_default();
+        record.retry_parent_uuid = self.parsed("retry_parent_uuid", "a uuid").unwrap_or_default();
+        record.retry_child_uuid = self.parsed("retry_child_uuid", "a uuid").unwrap_or_default();
+        record.task.attempts = match (self.parsed("attempts", "a whole number")?, record.retry) {
+            // The retries of a child are counted down, whoever wrote it.
+            (None, Some(left)) if record.retry_parent_uuid.is_some() => {
+                u32::try_from(left).ok().map(|left| record.task.attempt.saturating_add(left))
+            }
+            (attempts, _) => attempts,
+        };
+        let waits = record.status == TaskStatus::New;
+        record.due = self.seconds("due")?.filter(|due| waits && *due > unix_now());
+        record.traceback = self.owned("traceback")?;
+        record.cancel_reason = self.owned("cancel_reason")?;
+        record.dead_letter = self.owned("dead_letter")?;
+        record.losses = self.parsed("losses", "a whole number")?.unwrap_or_default();
+        record.history = self.read("history")?.unwrap_or_default();
+        record.error = self.error(&ERROR)?;
+        record.original_error = self.error(&ORIGINAL_ERROR)?;
+        record.resolved_by = self.resolution()?;
+        record.extras = self.extras()?;
+        match self.json("returning", None) {
+            Ok(returning) => record.returning = returning,
+            // Python writes results that are no JSON: `NaN`. The rest of the record is worth no less.
+            Err(_) => {
+                let text = self.text("returning")?.unwrap_or_default();
+                record.extras.insert("returning_text".to_owned(), raw(text)?);
+            }
+        }
+        Ok(record)
+    }
+
+    fn resolution(&self) -> Result<Option<Resolution>, String> {
+        let (Some(name), Some(outcome)) = (self.text("resolved_by")?, self.text("resolved_outcome")?) else { return Ok(None) };
+        let Ok(outcome) = serde_json::from_value::<OutcomeKind>(outcome.into()) else { return Ok(None) };
+        let version = self.text("resolved_by_version")?.unwrap_or_default();
+        let by = PluginIdentity { name: name.into(), version: version.into(), digest: None };
+        Ok(Some(Resolution { by: by.into(), outcome }))
+    }
+
+    fn extras(&self) -> Result<Fields, String> {
+        let mut extras: Fields = self.read(OTHER_FIELDS)?.unwrap_or_default();
+        for (name, value) in &self.0 {
+            let Ok(name) = std::str::from_utf8(name) else { continue };
+            if OWN.contains(&name) {
+                continue;
+            }
+            // What is not text is nobody's to read.
+            let Ok(value) = std::str::from_utf8(value) else { continue };
+            let value = match checked_json(value) {
+                Ok(()) => RawValue::from_string(value.to_owned()).map_err(|error| error.to_string())?,
+                Err(_) => raw(value)?,
+            };
+            extras.insert(name.to_owned(), value);
+        }
+        Ok(extras)
+    }
+
+    /// The fields that make a readable record of this, set aside for `reason`. What could not be read is kept as text.
+    pub(super) fn set_aside(&self, item: &str, now: f64, reason: &str) -> Vec<(String, String)> {
+        let (rest, priority) = item.rsplit_once(':').unwrap_or((item, ""));
+        let name = rest.rsplit_once(':').map_or(rest, |(name, _)| name);
+        let now = repr(now);
+        let mut fields: Vec<(String, String)> = Vec::new();
+        let mut ours = |name: &str, good: bool, instead: String| {
+            if !good {
+                fields.push((name.to_owned(), instead));
+                if let Some(found) = self.0.get(name.as_bytes()) {
+                    fields.push((format!("found_{name}"), readable(found)));
+                }
+            }
+        };
+        let kept_name = self.text("task_name").ok().flatten().filter(|name| Task::new(*name).is_ok());
+        ours(
+            "task_name",
+            kept_name.is_some(),
+            Task::new(name).map_or_else(|_| "unreadable".to_owned(), |task| task.name.to_string()),
+        );
+        let priority = priority.parse::<i64>().unwrap_or_default().to_string();
+        ours("priority", matches!(self.parsed::<i64>("priority", ""), Ok(Some(_))), priority);
+        ours("args", matches!(self.json("args", Some('[')), Ok(Some(_))), "[]".to_owned());
+        ours("kwargs", matches!(self.json("kwargs", Some('{')), Ok(Some(_))), "{}".to_owned());
+        ours("created_at", matches!(self.seconds("created_at"), Ok(Some(_))), now.clone());
+        // Python's clients read these where they are there.
+        ours("returning", self.json("returning", None).is_ok(), "null".to_owned());
+        ours("retry", self.parsed::<i64>("retry", "").is_ok(), "0".to_owned());
+        let error = [
+            ("found_item", readable(item.as_bytes())),
+            ("updated_at", now),
+            ("status", TaskStatus::Error.name().to_owned()),
+            ("traceback", format!("UnreadableTask: {reason}")),
+            ("error_type", "UnreadableTask".to_owned()),
+            ("error_message", reason.to_owned()),
+            ("dead_letter", reason.to_owned()),
+        ];
+        fields.extend(error.map(|(name, value)| (name.to_owned(), value)));
+        fields
+    }
+}
+
+fn raw(text: &str) -> Result<Box<RawValue>, String> {
+    serde_json::value::to_raw_value(text).map_err(|error| error.to_string())
+}
+
+/// Checks that plugins and tasks will be able to read this.
+fn checked_json(text: &str) -> Result<(), String> {
+    bounds::check_json(text).map_err(|error| error.to_string())?;
+    // Half of a surrogate pair passes as JSON until somebody reads the string.
+    if text.contains("\\ud") || text.contains("\\uD") {
+        serde_json::from_str::<serde_json::Value>(text).map_err(|error| error.to_string())?;
+    }
+    Ok(())
+}
+
+/// The beginning of a text, for a message.
+fn beginning(text: &str) -> String {
+    let short: String = text.chars().take(60).collect();
+    format!("{short:?}")
+}
+
+/// Bytes as text that everybody can read.
+fn readable(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(4096)]);
+    text.into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hash(fields: &[(&str, &[u8])]) -> Hash {
+        Hash::new(fields.iter().map(|(name, value)| (name.as_bytes().to_vec(), value.to_vec())).collect())
+    }
+
+    const GOOD: &[(&str, &[u8])] = &[
+        ("task_name", b"add"),
+        ("priority", b"0"),
+        ("args", b"[1, 123456789012345678901234567890]"),
+        ("kwargs", br#"{"b": "\u00e9"}"#),
+        ("created_at", b"1795333232.880758"),
+        ("updated_at", b"1795333232.880758"),
+        ("status", b"new"),
+    ];
+
+    fn with<'a>(name: &'a str, value: &'a [u8]) -> Hash {
+        let mut fields = GOOD.to_vec();
+        fields.retain(|(other, _)| *other != name);
+        fields.push((name, value));
+        hash(&fields)
+    }
+
+    #[test]
+    fn a_hash_that_python_wrote_is_a_record() {
+        let record = hash(GOOD).record(Uuid::nil()).expect("a record");
+        assert_eq!((&*record.task.name, record.task.args.get()), ("add", "[1, 123456789012345678901234567890]"));
+        assert_eq!((record.task.created_at, record.status, record.task.attempt), (1_795_333_232.880_758, TaskStatus::New, 1));
+        let mut child = GOOD.to_vec();
+        child.extend([("retry", b"2".as_slice()), ("retry_parent_uuid", b"18a03a11-e6df-445f-afd3-dbab244c2818")]);
+        assert_eq!(hash(&child).record(Uuid::nil()).map(|record| record.task.attempts), Ok(Some(3)));
+    }
+
+    #[test]
+    fn what_is_no_record_says_why_and_is_readable_once_set_aside() {
+        let deep = "[".repeat(200) + &"]".repeat(200);
+        for (name, value, said) in [
+            ("args", b"(1, 2)".as_slice(), "the field args is \"(1, 2)\""),
+            ("args", b"{}", "opens with `[`"),
+            ("args", b"[NaN]", "the field args"),
+            ("args", b"[Infinity]", "the field args"),
+            ("args", br#"["\ud800"]"#, "the field args"),
+            ("args", deep.as_bytes(), "deeper than 128"),
+            ("kwargs", b"{\"a\": \xff}", "no UTF-8"),
+            ("priority", b"1.5", "expected a whole number"),
+            ("task_name", b"a:b", "not a task name"),
+            ("status", b"done", "expected new, process"),
+            ("created_at", b"soon", "expected Unix seconds"),
+        ] {
+            let hash = with(name, value);
+            let reason = hash.record(Uuid::nil()).expect_err(said);
+            assert!(reason.contains(said), "{reason}");
+            let mut fields = hash.0.clone();
+            let set_aside = hash.set_aside("add:x:0", 1.5, &reason);
+            fields.extend(set_aside.into_iter().map(|(name, value)| (name.into_bytes(), value.into_bytes())));
+            let record = Hash::new(fields).record(Uuid::nil()).unwrap_or_else(|again| panic!("{name}: {again}"));
+            assert_eq!((record.status, record.dead_letter), (TaskStatus::Error, Some(reason)));
+        }
+        for (missing, _) in GOOD {
+            let fields: Vec<_> = GOOD.iter().filter(|(name, _)| name != missing).copied().collect();
+            assert_eq!(hash(&fields).record(Uuid::nil()).map(drop), Err(format!("the field {missing} is missing")));
+        }
+    }
+
+    #[test]
+    fn fields_of_others_come_back_as_they_were() {
+        let extras =
+            r#"{"a":"plain","b":"5","c":5,"class":[1],"d":{"e":null},"error_type":"mine","f-g":"\"q\"","h":"\"q\"","i":true}"#;
+        let mut record = Record::new(Task::new("add").expect("a name"));
+        record.extras = serde_json::from_str(extras).expect("fields");
+        let flat = of_new(&record);
+        assert!(flat.chunks(2).any(|pair| pair == ["a", "plain"]), "{flat:?}");
+        let pairs = flat.chunks(2).map(|pair| (pair[0].as_bytes().to_vec(), pair[1].as_bytes().to_vec())).collect();
+        let back = Hash::new(pairs).record(record.task.uuid).expect("a record");
+        assert_eq!(serde_json::to_string(&back.extras).expect("JSON"), extras);
+    }
+}

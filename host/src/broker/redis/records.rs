@@ -1,0 +1,352 @@
+//! The records: what people and clients read and change.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::{Cmd, FromRedisValue, Value};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use super::hash::{self, Hash};
+use super::keys::Keys;
+use super::link::Link;
+use super::python_json::repr;
+use super::script;
+use crate::broker::error::{BrokerError, BrokerErrorKind};
+use crate::broker::record::{DecisionRecord, Fields, Record, TaskStatus, unix_now};
+use crate::broker::{Cancelled, Counts, Filter, Requeued};
+
+/// Keys that one step of a walk through the server looks at.
+const STEP: usize = 1000;
+/// QTasks' clients take a project for dead when this many seconds went by without a word.
+const RUNNING: u64 = 20;
+
+/// Several commands in one go, each answered.
+async fn together<T: FromRedisValue>(link: &Link, commands: impl Iterator<Item = Cmd>) -> Result<Vec<T>, BrokerError> {
+    // The link's connection is shared: they are sent one after the other, without waiting in between.
+    let all: Vec<Cmd> = commands.collect();
+    futures_util::future::try_join_all(all.iter().map(|command| link.run(command))).await
+}
+
+/// One step of a walk through the keys that fit `pattern`; gives where the next one begins, 0 at the end.
+async fn scan(link: &Link, cursor: u64, pattern: &str, only_hashes: bool) -> Result<(u64, Vec<Vec<u8>>), BrokerError> {
+    let mut command = redis::cmd("SCAN");
+    command.arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(STEP);
+    if only_hashes {
+        command.arg("TYPE").arg("hash");
+    }
+    link.run(&command).await
+}
+
+async fn read(link: &Link, keys: &Keys, uuid: Uuid) -> Result<Hash, BrokerError> {
+    let pairs: HashMap<Vec<u8>, Vec<u8>> = link.run(redis::cmd("HGETALL").arg(keys.record(uuid))).await?;
+    Ok(Hash::new(pairs))
+}
+
+/// One record, with its history.
+pub(super) async fn get(link: &Link, keys: &Keys, uuid: Uuid) -> Result<Option<Record>, BrokerError> {
+    let hash = read(link, keys, uuid).await?;
+    if hash.is_empty() {
+        return Ok(None);
+    }
+    hash.record(uuid).map(Some).map_err(|reason| {
+        let refused = format!("the record {} is no task: {reason}", keys.record(uuid));
+        BrokerError::new(link.place(), BrokerErrorKind::Refused(refused))
+    })
+}
+
+/// Records, the latest first.
+pub(super) async fn list(link: &Link, keys: &Keys, filter: &Filter) -> Result<Vec<Record>, BrokerError> {
+    let (mut cursor, pattern) = (0, keys.records());
+    let mut found: HashMap<Uuid, Record> = HashMap::new();
+    loop {
+        let (next, step) = scan(link, cursor, &pattern, true).await?;
+        let uuids: Vec<Uuid> = step.iter().filter_map(|key| keys.uuid_of(key)).collect();
+        let hashes: Vec<HashMap<Vec<u8>, Vec<u8>>> =
+            together(link, uuids.iter().map(|uuid| redis::cmd("HGETALL").arg(keys.record(*uuid)).to_owned())).await?;
+        for (uuid, pairs) in uuids.into_iter().zip(hashes) {
+            match Hash::new(pairs).record(uuid) {
+                Ok(record) if filter.fits(&record) => {
+                    found.insert(uuid, Record { history: Vec::new(), ..record });
+                }
+                Ok(_) => {}
+                Err(reason) => tracing::warn!(%uuid, "a task is unreadable and left out: {reason}"),
+            }
+        }
+        // Not more in memory than what may be among the latest.
+        if found.len() > filter.limit.saturating_mul(2).max(STEP) {
+            found = latest(found, filter.limit).map(|record| (record.task.uuid, record)).collect();
+        }
+        cursor = next;
+        if cursor == 0 {
+            return Ok(latest(found, filter.limit).collect());
+        }
+    }
+}
+
+fn latest(found: HashMap<Uuid, Record>, limit: usize) -> impl Iterator<Item = Record> {
+    let mut records: Vec<Record> = found.into_values().collect();
+    records.sort_by(|a, b| b.task.created_at.total_cmp(&a.task.created_at).then_with(|| a.task.uuid.cmp(&b.task.uuid)));
+    records.into_iter().take(limit)
+}
+
+/// Replaces fields; `false`: there is no such record.
+pub(super) async fn update(link: &Link, keys: &Keys, uuid: Uuid, fields: Fields) -> Result<bool, BrokerError> {
+    loop {
+        let Some(before) = get(link, keys, uuid).await? else { return Ok(false) };
+        let mut record = before.clone();
+        record
+            .replace(fields.clone())
+            .map_err(|error| BrokerError::new(link.place(), BrokerErrorKind::Refused(error.to_string())))?;
+        // Where a task stands is the queue's to say; a task that ended may be given another end.
+        if !(before.status.has_ended() && record.status.has_ended()) {
+            record.status = before.status;
+        }
+        let removed = [
+            ("traceback", before.traceback.is_some() && record.traceback.is_none()),
+            ("cancel_reason", before.cancel_reason.is_some() && record.cancel_reason.is_none()),
+            ("dead_letter", before.dead_letter.is_some() && record.dead_letter.is_none()),
+        ];
+        let removed: Vec<&str> = removed.into_iter().filter_map(|(name, is_removed)| is_removed.then_some(name)).collect();
+        let mut call = script::UPDATE.call(&keys.project);
+        call.arg(uuid.to_string()).arg(before.status.name()).arg(removed.len()).arg(removed);
+        for part in hash::of_ended(&record, record.status, None) {
+            call.arg(&*part);
+        }
+        match link.call::<String>(&script::UPDATE, &call).await?.as_str() {
+            "done" => return Ok(true),
+            "unknown" => return Ok(false),
+            // It went on meanwhile.
+            _ => {}
+        }
+    }
+}
+
+/// Cancels what waits; leaves a note for the worker of what runs.
+pub(super) async fn cancel(link: &Link, keys: &Keys, uuid: Uuid, reason: &str) -> Result<Cancelled, BrokerError> {
+    let mut call = script::CANCEL.call(&keys.project);
+    call.arg(uuid.to_string()).arg(repr(unix_now())).arg(reason);
+    Ok(match link.call::<String>(&script::CANCEL, &call).await?.as_str() {
+        "done" => Cancelled::Done,
+        "asked" => Cancelled::Asked,
+        "ended" => Cancelled::Ended,
+        "foreign" => Cancelled::Foreign,
+        _ => Cancelled::Unknown,
+    })
+}
+
+/// Lets an ended task wait again.
+pub(super) async fn requeue(link: &Link, keys: &Keys, uuid: Uuid) -> Result<Requeued, BrokerError> {
+    let mut call = script::REQUEUE.call(&keys.project);
+    call.arg(uuid.to_string()).arg(repr(unix_now()));
+    Ok(match link.call::<String>(&script::REQUEUE, &call).await?.as_str() {
+        "done" => Requeued::Done,
+        "underway" => Requeued::Underway,
+        _ => Requeued::Unknown,
+    })
+}
+
+/// An attempt as the stream of attempts keeps it.
+#[derive(Deserialize)]
+struct Entry {
+    uuid: Uuid,
+    task_name: String,
+    attempt: u32,
+    at: f64,
+    error: Box<RawValue>,
+    #[serde(default)]
+    decisions: Vec<crate::trigger::Decision>,
+}
+
+/// What plugins decided, the latest first.
+pub(super) async fn decisions(
+    link: &Link,
+    keys: &Keys,
+    uuid: Option<Uuid>,
+    limit: usize,
+) -> Result<Vec<DecisionRecord>, BrokerError> {
+    let mut found = Vec::new();
+    let mut before = "+".to_owned();
+    loop {
+        let entries: Vec<(String, Vec<(String, Vec<u8>)>)> =
+            link.run(redis::cmd("XREVRANGE").arg(&keys.attempts).arg(&before).arg("-").arg("COUNT").arg(STEP / 10)).await?;
+        let Some((last, _)) = entries.last() else { return Ok(found) };
+        before = format!("({last}");
+        for (_, attempts) in entries {
+            for (_, json) in attempts.into_iter().rev() {
+                let Some(entry) = read_entry(&json).filter(|entry| uuid.is_none_or(|uuid| uuid == entry.uuid)) else { continue };
+                found.extend(decisions_of(entry));
+                if found.len() >= limit {
+                    found.truncate(limit);
+                    return Ok(found);
+                }
+            }
+        }
+    }
+}
+
+fn read_entry(json: &[u8]) -> Option<Entry> {
+    let read = serde_json::from_slice(json);
+    read.inspect_err(|error| tracing::warn!("a recorded attempt is unreadable and left out: {error}")).ok()
+}
+
+fn decisions_of(entry: Entry) -> Vec<DecisionRecord> {
+    let Entry { uuid, task_name, attempt, at, error, decisions, .. } = entry;
+    let Ok(error) = serde_json::from_str(error.get()).map(Arc::new) else { return Vec::new() };
+    let record = |decision| {
+        let (task_name, error) = (task_name.clone(), Arc::clone(&error));
+        DecisionRecord { at, uuid, task_name, attempt, decision, error }
+    };
+    decisions.into_iter().rev().map(record).collect()
+}
+
+/// How many tasks there are.
+pub(super) async fn counts(link: &Link, keys: &Keys) -> Result<Counts, BrokerError> {
+    let mut counts = Counts { delayed: link.run(redis::cmd("ZCARD").arg(&keys.delayed)).await?, ..Counts::default() };
+    let (mut cursor, pattern) = (0, keys.records());
+    loop {
+        let (next, step) = scan(link, cursor, &pattern, true).await?;
+        let ask = |key: &Vec<u8>| redis::cmd("HMGET").arg(key).arg("status").arg("dead_letter").to_owned();
+        let found: Vec<(Option<Vec<u8>>, Option<Vec<u8>>)> = together(link, step.iter().map(ask)).await?;
+        for (status, dead_letter) in found {
+            let status = status.and_then(|status| TaskStatus::from_name(&String::from_utf8_lossy(&status)));
+            if let Some(status) = status {
+                counts.add(status, dead_letter.is_some());
+            }
+        }
+        cursor = next;
+        if cursor == 0 {
+            return Ok(counts);
+        }
+    }
+}
+
+/// Removes ended records and decisions that are older; gives how many records. Records that Python workers ended are looked for one
+/// step at a time, from `cursor` on, which moves.
+pub(super) async fn prune(
+    link: &Link,
+    keys: &Keys,
+    results: Duration,
+    decisions: Duration,
+    cursor: &std::sync::atomic::AtomicU64,
+) -> Result<u64, BrokerError> {
+    use std::sync::atomic::Ordering::Relaxed;
+    let (next, step) = scan(link, cursor.load(Relaxed), &keys.records(), true).await?;
+    cursor.store(next, Relaxed);
+    let ask = |key: &Vec<u8>| redis::cmd("HMGET").arg(key).arg("status").arg("updated_at").to_owned();
+    let found: Vec<(Option<String>, Option<String>)> = together(link, step.iter().map(ask)).await.unwrap_or_default();
+    let mut note = redis::cmd("ZADD");
+    note.arg(&keys.ended).arg("NX");
+    let mut noted = 0;
+    for (key, (status, updated_at)) in step.iter().zip(found) {
+        let ended = status.as_deref().and_then(TaskStatus::from_name).is_some_and(TaskStatus::has_ended);
+        let at = updated_at.and_then(|at| at.parse::<f64>().ok()).filter(|at| at.is_finite());
+        if let (true, Some(at), Some(uuid)) = (ended, at, keys.uuid_of(key)) {
+            note.arg(at).arg(uuid.to_string());
+            noted += 1;
+        }
+    }
+    if noted > 0 {
+        link.run::<Value>(&note).await?;
+    }
+    let now = unix_now();
+    let oldest = (now - decisions.as_secs_f64()).max(0.0) * 1000.0;
+    link.run::<Value>(redis::cmd("XTRIM").arg(&keys.attempts).arg("MINID").arg(format!("{:.0}", oldest.floor()))).await?;
+    remove_ended(link, keys, &format!("({}", repr(now - results.as_secs_f64()))).await
+}
+
+/// Removes the ended records up to this time; gives how many.
+async fn remove_ended(link: &Link, keys: &Keys, until: &str) -> Result<u64, BrokerError> {
+    let mut removed = 0;
+    loop {
+        let mut ask = redis::cmd("ZRANGEBYSCORE");
+        ask.arg(&keys.ended).arg("-inf").arg(until).arg("LIMIT").arg(0).arg(STEP);
+        let uuids: Vec<String> = link.run(&ask).await?;
+        if uuids.is_empty() {
+            return Ok(removed);
+        }
+        let mut remove = redis::cmd("DEL");
+        let mut forget = redis::cmd("ZREM");
+        forget.arg(&keys.ended);
+        for uuid in &uuids {
+            remove.arg(format!("{}:{uuid}", keys.project));
+            forget.arg(uuid);
+        }
+        removed += link.run::<u64>(&remove).await?;
+        link.run::<Value>(&forget).await?;
+    }
+}
+
+/// Removes every ended record.
+pub(super) async fn delete_finished(link: &Link, keys: &Keys) -> Result<u64, BrokerError> {
+    // Those that Python workers ended are in no list of ours.
+    let (mut cursor, pattern, mut removed) = (0, keys.records(), 0);
+    loop {
+        let (next, step) = scan(link, cursor, &pattern, true).await?;
+        let ask = |key: &Vec<u8>| redis::cmd("HGET").arg(key).arg("status").to_owned();
+        let found: Vec<Option<Vec<u8>>> = together(link, step.iter().map(ask)).await?;
+        let ended = |status: &Option<Vec<u8>>| {
+            let status = status.as_deref().map(String::from_utf8_lossy);
+            status.and_then(|status| TaskStatus::from_name(&status)).is_some_and(TaskStatus::has_ended)
+        };
+        let mut remove = redis::cmd("DEL");
+        let ended: Vec<&Vec<u8>> = step.iter().zip(&found).filter_map(|(key, status)| ended(status).then_some(key)).collect();
+        if !ended.is_empty() {
+            removed += link.run::<u64>(remove.arg(ended)).await?;
+        }
+        cursor = next;
+        if cursor == 0 {
+            link.run::<Value>(redis::cmd("DEL").arg(&keys.ended)).await?;
+            return Ok(removed);
+        }
+    }
+}
+
+/// Removes everything but the workers that are there and the number of deliveries, by which a late worker is known.
+pub(super) async fn flush_all(link: &Link, keys: &Keys) -> Result<u64, BrokerError> {
+    let mut removed = 0;
+    let workers: u64 = link.run(redis::cmd("HLEN").arg(&keys.workers)).await?;
+    for pattern in keys.all() {
+        let mut cursor = 0;
+        loop {
+            let (next, mut step) = scan(link, cursor, &pattern, false).await?;
+            step.retain(|key| workers == 0 || !keys.stays_with_workers(key));
+            if !step.is_empty() {
+                removed += step.iter().filter(|key| keys.uuid_of(key).is_some()).count() as u64;
+                link.run::<Value>(redis::cmd("DEL").arg(step)).await?;
+            }
+            cursor = next;
+            if cursor == 0 {
+                break;
+            }
+        }
+    }
+    Ok(removed)
+}
+
+pub(super) async fn config_set(link: &Link, keys: &Keys, name: &str, key: &str, value: &str) -> Result<(), BrokerError> {
+    link.run::<Value>(redis::cmd("HSET").arg(keys.config(name)).arg(key).arg(value)).await.map(drop)
+}
+
+pub(super) async fn config_get_all(link: &Link, keys: &Keys, name: &str) -> Result<Vec<(String, String)>, BrokerError> {
+    let all: HashMap<Vec<u8>, Vec<u8>> = link.run(redis::cmd("HGETALL").arg(keys.config(name))).await?;
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    let mut all: Vec<(String, String)> = all.into_iter().map(|(key, value)| (text(key), text(value))).collect();
+    all.sort();
+    Ok(all)
+}
+
+/// Says that a worker is there. Written anew each time: QTasks only prolongs the key, and never gets it back once it is gone.
+pub(super) async fn set_running(link: &Link, keys: &Keys) -> Result<(), BrokerError> {
+    let main = keys.config("main");
+    let set = redis::cmd("HSET").arg(&main).arg("name").arg(&keys.project).arg("status").arg("running").to_owned();
+    let expire = redis::cmd("EXPIRE").arg(&main).arg(RUNNING).to_owned();
+    together::<Value>(link, [set, expire].into_iter()).await.map(drop)
+}
+
+pub(super) async fn is_running(link: &Link, keys: &Keys) -> Result<bool, BrokerError> {
+    let status: Option<Vec<u8>> = link.run(redis::cmd("HGET").arg(keys.config("main")).arg("status")).await?;
+    Ok(status.as_deref() == Some(b"running"))
+}

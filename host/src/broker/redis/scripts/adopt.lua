@@ -1,0 +1,13 @@
+-- Leases a task that a worker without leases, a Python one, has left. ARGV: worker, now, item. Gives a list of it, or an empty one.
+local worker, item = ARGV[1], ARGV[3]
+local uuid = string.match(item, ':([^:]*):[^:]*$')
+uuid = uuid and string.lower(uuid)
+if not uuid or not redis.call('ZSCORE', process, item) or redis.call('HEXISTS', leases, uuid) == 1 then return {} end
+local hash = redis.pcall('HGETALL', record(uuid))
+if hash.err or #hash == 0 then
+    redis.call('ZREM', process, item)
+    return {}
+end
+local delivery = redis.call('INCR', own .. 'deliveries')
+redis.call('HSET', leases, uuid, string.format('%d %s %s', delivery, worker, item))
+return {{item, uuid, delivery, hash}}

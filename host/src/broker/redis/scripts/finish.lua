@@ -1,0 +1,54 @@
+-- Records what became of attempts, each whole or not at all. ARGV: how many, then uuid, delivery, time and status of each, then for each:
+-- attempt ('' or JSON), the number of fields and values, these; child ('' or a uuid), and with a child its item, its due time ('' or
+-- seconds), the number of fields and values, these. Gives the uuids whose lease was lost.
+local count = tonumber(ARGV[1])
+local uuids = {}
+for number = 1, count do uuids[number] = ARGV[4 * number - 2] end
+local values = redis.call('HMGET', leases, unpack(uuids))
+
+local lost, done, items, times, log = {}, {}, {}, {}, {}
+local at = 2 + 4 * count
+for number, uuid in ipairs(uuids) do
+    local delivery, time, status = ARGV[4 * number - 1], ARGV[4 * number], ARGV[4 * number + 1]
+    local attempt, fields = ARGV[at], tonumber(ARGV[at + 1])
+    local first, child = at + 2, ARGV[at + 2 + fields]
+    at = at + 3 + fields
+    local held, item
+    if values[number] then
+        local current, _, its_item = lease_of(values[number])
+        held, item = current == delivery, its_item
+    end
+    if held then
+        set_fields(record(uuid), first, first + fields - 1)
+        done[#done + 1] = uuid
+        items[#items + 1] = item
+        times[#times + 1] = time
+        times[#times + 1] = uuid
+        if attempt ~= '' then
+            log[#log + 1] = 'attempt'
+            log[#log + 1] = attempt
+        end
+    else
+        -- Not lost where just this was recorded: then the answer to an earlier call did not arrive.
+        local recorded = redis.call('HMGET', record(uuid), 'updated_at', 'status')
+        if recorded[1] ~= time or recorded[2] ~= status then lost[#lost + 1] = uuid end
+    end
+    if child ~= '' then
+        local child_item, due, child_fields = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
+        if held then
+            set_fields(record(child), at + 3, at + 2 + child_fields)
+            if due == '' then
+                redis.call('RPUSH', queue, child_item)
+            else
+                redis.call('ZADD', delayed, due, child_item)
+            end
+        end
+        at = at + 3 + child_fields
+    end
+end
+call_over('HDEL', leases, done)
+call_over('ZREM', process, items)
+call_over('ZADD', ended, times)
+if #log > 0 then redis.call('XADD', attempts, '*', unpack(log)) end
+if #done > 0 then redis.call('PUBLISH', changed, '') end
+return lost

@@ -1,0 +1,47 @@
+-- Before each script: the project's keys, and what several scripts do. KEYS[1] is the project's name.
+local project = KEYS[1]
+-- QTasks' keys.
+local queue, process = project .. ':task_queue', project .. ':task_process'
+local function record(uuid) return project .. ':' .. uuid end
+-- Keys of this program, under another prefix than QTasks': its `flush_all` and `get_all` take all of theirs.
+local own = 'qtasks-host:' .. project .. ':'
+-- inbox: a list, items that somebody's wait has moved from the queue and nobody has taken yet
+-- delayed: a sorted set, items by the time they are due
+-- leases: a hash, uuid -> "DELIVERY WORKER ITEM"
+-- workers: a hash, worker -> beat
+-- ended: a sorted set, uuids of ended records by time
+-- attempts: a stream, the attempts that failed
+local inbox, delayed, leases, workers = own .. 'inbox', own .. 'delayed', own .. 'leases', own .. 'workers'
+local ended, attempts, changed = own .. 'ended', own .. 'attempts', own .. 'changed'
+
+-- Delivery, worker and item of a lease.
+local function lease_of(value)
+    return string.match(value, '^(%d+) (%S+) (.*)$')
+end
+
+-- What these workers hold, in the order in which they took it.
+local function leases_of(whose)
+    local found, all = {}, redis.call('HGETALL', leases)
+    for at = 1, #all, 2 do
+        local delivery, worker, item = lease_of(all[at + 1])
+        if whose[worker] then
+            found[#found + 1] = {uuid = all[at], delivery = tonumber(delivery), item = item}
+        end
+    end
+    table.sort(found, function(a, b) return a.delivery < b.delivery end)
+    return found
+end
+
+-- HSET of ARGV[first] to ARGV[last], in steps, since a call takes so many arguments and no more.
+local function set_fields(key, first, last)
+    for from = first, last, 4000 do
+        redis.call('HSET', key, unpack(ARGV, from, math.min(from + 3999, last)))
+    end
+end
+
+-- A call over a list of any length.
+local function call_over(command, key, list)
+    for from = 1, #list, 4000 do
+        redis.call(command, key, unpack(list, from, math.min(from + 3999, #list)))
+    end
+end

@@ -1,0 +1,17 @@
+-- Lets an ended task run again. ARGV: uuid, now.
+local uuid, now = ARGV[1], ARGV[2]
+local found = redis.call('HMGET', record(uuid), 'status', 'task_name', 'priority')
+local status = found[1]
+if not status then return 'unknown' end
+if status == 'new' or status == 'process' then return 'underway' end
+redis.call('HDEL', record(uuid), 'returning', 'traceback', 'cancel_reason', 'dead_letter', 'due', 'losses', 'retry',
+    'retry_child_uuid', 'resolved_by', 'resolved_by_version', 'resolved_outcome')
+for _, prefix in ipairs({'error_', 'original_error_'}) do
+    for _, part in ipairs({'type', 'message', 'args', 'kwargs', 'causes', 'location'}) do
+        redis.call('HDEL', record(uuid), prefix .. part)
+    end
+end
+redis.call('HSET', record(uuid), 'status', 'new', 'updated_at', now, 'attempt', '1')
+redis.call('ZREM', ended, uuid)
+redis.call('RPUSH', queue, string.format('%s:%s:%s', found[2] or '', uuid, found[3] or '0'))
+return 'done'

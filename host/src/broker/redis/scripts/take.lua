@@ -1,0 +1,96 @@
+-- Leases tasks. ARGV: worker, now, most, how many at the head of the queue are looked at.
+-- Gives {{item, uuid, delivery, {field, value, …}}, …}, and when the next delayed task is due.
+local worker, now, most, window = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+
+local due = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, 512)
+for _, item in ipairs(due) do
+    redis.call('ZREM', delayed, item)
+    -- QTasks' `flush_all` knows nothing of delayed tasks: what has no record any more is gone.
+    local uuid = string.match(item, ':([^:]*):[^:]*$')
+    if uuid and redis.call('EXISTS', record(uuid)) == 1 then
+        redis.call('RPUSH', queue, item)
+    end
+end
+
+local items = redis.call('LPOP', inbox, most) or {}
+local rest = most - #items
+if rest > 0 then
+    local waiting = redis.call('LRANGE', queue, 0, math.max(window, rest) - 1)
+    local lowest, overtaken = math.huge, false
+    local priorities = {}
+    for place, item in ipairs(waiting) do
+        local priority = tonumber(string.match(item, ':(-?%d+)$')) or 0
+        priorities[place] = priority
+        if place <= rest then
+            lowest = math.min(lowest, priority)
+        elseif priority > lowest then
+            overtaken = true
+        end
+    end
+    if overtaken then
+        local places = {}
+        for place in ipairs(waiting) do places[place] = place end
+        table.sort(places, function(a, b)
+            if priorities[a] ~= priorities[b] then return priorities[a] > priorities[b] end
+            return a < b
+        end)
+        for number = 1, rest do
+            local item = waiting[places[number]]
+            redis.call('LREM', queue, 1, item)
+            items[#items + 1] = item
+        end
+    elseif #waiting > 0 then
+        for _, item in ipairs(redis.call('LPOP', queue, rest)) do items[#items + 1] = item end
+    end
+end
+
+local next_due = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2] or ''
+if #items == 0 then return {{}, next_due} end
+
+local UUID = '^' .. string.rep('%x', 8) .. '%-' .. string.rep('%x', 4) .. '%-' .. string.rep('%x', 4) .. '%-'
+    .. string.rep('%x', 4) .. '%-' .. string.rep('%x', 12) .. '$'
+
+-- What no worker of any kind can run becomes a record of its own, with the reason, where people and clients find it.
+local function set_aside(item, reason)
+    local hex = redis.sha1hex(item .. now)
+    local uuid = string.format('%s-%s-4%s-a%s-%s', string.sub(hex, 1, 8), string.sub(hex, 9, 12), string.sub(hex, 13, 15),
+        string.sub(hex, 16, 18), string.sub(hex, 19, 30))
+    -- Python's clients read UTF-8 and nothing else.
+    local found = string.gsub(string.sub(item, 1, 1000), '[^\32-\126]', '?')
+    redis.call('HSET', record(uuid), 'task_name', 'unreadable', 'priority', '0', 'args', '[]', 'kwargs', '{}', 'created_at', now,
+        'updated_at', now, 'status', 'error', 'traceback', reason, 'error_type', 'UnreadableTask', 'error_message', reason,
+        'dead_letter', reason, 'found_item', found)
+    redis.call('ZADD', ended, now, uuid)
+    redis.call('PUBLISH', changed, '')
+end
+
+local taken, held, running, seen = {}, {}, {}, {}
+local delivery = redis.call('INCRBY', own .. 'deliveries', #items) - #items
+for _, item in ipairs(items) do
+    local uuid, priority = string.match(item, ':([^:]*):([^:]*)$')
+    uuid = uuid and string.lower(uuid)
+    if not uuid or not string.match(uuid, UUID) then
+        set_aside(item, 'its item in the queue is not task_name:uuid:priority')
+    elseif seen[uuid] or redis.call('HEXISTS', leases, uuid) == 1 then
+        -- Queued twice; it runs already.
+    else
+        local hash = redis.pcall('HGETALL', record(uuid))
+        if hash.err then
+            set_aside(item, 'its record is not a hash: ' .. hash.err)
+        else
+            seen[uuid] = true
+            delivery = delivery + 1
+            if #hash > 0 then
+                redis.call('HSET', record(uuid), 'status', 'process', 'updated_at', now)
+            end
+            held[#held + 1] = uuid
+            held[#held + 1] = string.format('%d %s %s', delivery, worker, item)
+            running[#running + 1] = tonumber(priority) or 0
+            running[#running + 1] = item
+            taken[#taken + 1] = {item, uuid, delivery, hash}
+        end
+    end
+end
+call_over('HSET', leases, held)
+call_over('ZADD', process, running)
+return {taken, next_due}

@@ -1,0 +1,32 @@
+-- Leases what lost workers held to another one. ARGV: worker, now, after how many losses a task is set aside, and for each lost worker
+-- its id and the beat it stands at ('' where it has none). Gives {{item, uuid, delivery, {field, value, …}}, …}, and how many were set
+-- aside.
+local worker, now, max_losses = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local dead = {}
+for at = 4, #ARGV, 2 do
+    if (redis.call('HGET', workers, ARGV[at]) or '') == ARGV[at + 1] then
+        redis.call('HDEL', workers, ARGV[at])
+        redis.call('DEL', own .. 'cancel:' .. ARGV[at])
+        dead[ARGV[at]] = true
+    end
+end
+local taken, set_aside = {}, 0
+for _, lease in ipairs(leases_of(dead)) do
+    local uuid, item = lease.uuid, lease.item
+    local losses = redis.call('HINCRBY', record(uuid), 'losses', 1)
+    if losses >= max_losses then
+        local reason = losses .. ' workers were lost while they had this task'
+        redis.call('HSET', record(uuid), 'status', 'error', 'updated_at', now, 'traceback', 'WorkerLost: ' .. reason,
+            'error_type', 'WorkerLost', 'error_message', reason, 'dead_letter', reason)
+        redis.call('HDEL', leases, uuid)
+        redis.call('ZREM', process, item)
+        redis.call('ZADD', ended, now, uuid)
+        redis.call('PUBLISH', changed, '')
+        set_aside = set_aside + 1
+    else
+        local delivery = redis.call('INCR', own .. 'deliveries')
+        redis.call('HSET', leases, uuid, string.format('%d %s %s', delivery, worker, item))
+        taken[#taken + 1] = {item, uuid, delivery, redis.call('HGETALL', record(uuid))}
+    end
+end
+return {taken, set_aside}

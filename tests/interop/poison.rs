@@ -1,0 +1,147 @@
+//! Messages that end a Python worker or that no reader of JSON takes: set aside with the reason, and the worker goes on.
+
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::{Interop, MIRROR, PROCESS, QUEUE, assert_has, key};
+use crate::support::assert_says;
+use crate::support::python::Flavour;
+
+/// One bad message. `UUID` in the item stands for the id of its record.
+struct Poison {
+    what: &'static str,
+    item: &'static [u8],
+    uuid: Uuid,
+    record: Record,
+    /// What the reason must say.
+    said: &'static [&'static str],
+}
+
+enum Record {
+    /// A good one.
+    Good,
+    Missing,
+    /// A good one but for this field.
+    With(&'static str, Vec<u8>),
+    Without(&'static str),
+    /// A string in the place of the hash.
+    Text,
+}
+
+fn poison(what: &'static str, item: &'static [u8], record: Record, said: &'static [&'static str]) -> Poison {
+    Poison { what, item, uuid: Uuid::new_v4(), record, said }
+}
+
+fn poisons() -> Vec<Poison> {
+    const ITEM: &[u8] = b"mirror:UUID:0";
+    let args = |bytes: &[u8]| Record::With("args", bytes.to_vec());
+    let version_7 = "0b6aecd7-8c0a-7b33-8a4c-0f3ba6a9a3a5".parse().expect("a uuid");
+    vec![
+        poison("colon in the name", b"mir:ror:UUID:0", Record::Good, &["mir:ror"]),
+        poison("no record", ITEM, Record::Missing, &["record"]),
+        Poison { uuid: version_7, ..poison("uuid of version 7", ITEM, Record::Good, &["version"]) },
+        poison("bad JSON", ITEM, args(b"[1,"), &["args"]),
+        poison("priority that is no integer", b"mirror:UUID:1.5", Record::Good, &["1.5"]),
+        poison("a field is missing", ITEM, Record::Without("args"), &["args"]),
+        poison("another field is missing", ITEM, Record::Without("created_at"), &["created_at"]),
+        poison("NaN", ITEM, args(b"[NaN]"), &["args"]),
+        poison("Infinity", ITEM, Record::With("kwargs", br#"{"a": -Infinity}"#.to_vec()), &["kwargs"]),
+        poison("a lone surrogate", ITEM, args(br#"["\ud800"]"#), &["args"]),
+        poison("a byte that is no UTF-8", ITEM, args(b"[\"\xff\"]"), &["args"]),
+        poison("a name that is no UTF-8", b"mirr\xffr:UUID:0", Record::Good, &["UTF-8"]),
+        poison("a string in the place of the record", ITEM, Record::Text, &["WRONGTYPE"]),
+        poison("JSON that is too deep", ITEM, args(&[[b'['; 100_000], [b']'; 100_000]].concat()), &["args"]),
+        poison("args that are no list", ITEM, args(b"{}"), &["args", "list"]),
+        poison("kwargs that are no object", ITEM, Record::With("kwargs", b"[]".to_vec()), &["kwargs", "object"]),
+        poison("a time that is none", ITEM, Record::With("created_at", b"noon".to_vec()), &["created_at"]),
+        poison("no uuid", b"mirror:now:0", Record::Missing, &["now"]),
+        poison("too short", b"mirror", Record::Missing, &["mirror"]),
+        poison("empty", b"", Record::Missing, &[]),
+    ]
+}
+
+impl Poison {
+    fn push(&self, interop: &Interop) {
+        let uuid = self.uuid.to_string();
+        let key = key(&uuid);
+        let server = &interop.server;
+        let good: [(&str, &[u8]); 7] = [
+            ("task_name", b"mirror"),
+            ("priority", b"0"),
+            ("args", b"[1]"),
+            ("kwargs", b"{}"),
+            ("created_at", b"1795333232.880758"),
+            ("updated_at", b"1795333232.880758"),
+            ("status", b"new"),
+        ];
+        let mut hset = vec![&b"HSET"[..], key.as_bytes()];
+        match &self.record {
+            Record::Missing => hset.clear(),
+            Record::Text => {
+                hset.clear();
+                server.command::<()>(&["SET", &key, "a text"]);
+            }
+            Record::Good => good.iter().for_each(|(name, value)| hset.extend([name.as_bytes(), value])),
+            Record::Without(field) => {
+                let left = good.iter().filter(|(name, _)| name != field);
+                left.for_each(|(name, value)| hset.extend([name.as_bytes(), value]));
+            }
+            Record::With(field, other) => {
+                let changed = good.iter().map(|(name, value)| (name, if name == field { &**other } else { *value }));
+                changed.for_each(|(name, value)| hset.extend([name.as_bytes(), value]));
+            }
+        }
+        if !hset.is_empty() {
+            server.command::<()>(&hset);
+        }
+        let parts: Vec<&[u8]> = self.item.split(|byte| *byte == b':').collect();
+        let parts: Vec<&[u8]> = parts.into_iter().map(|part| if part == b"UUID" { uuid.as_bytes() } else { part }).collect();
+        server.command::<()>(&[b"RPUSH", QUEUE.as_bytes(), &parts.join(&b':')]);
+    }
+}
+
+#[test]
+fn what_cannot_be_read_is_set_aside_with_the_reason_and_the_worker_goes_on() {
+    let Some(interop) = Interop::start() else { return };
+    let project = interop.project(&[]);
+    let poisons = poisons();
+    poisons.iter().for_each(|poison| poison.push(&interop));
+    let good = project.add(&["mirror", "--args", "[1]"]);
+    let worker = project.start(&[MIRROR]);
+    assert_has(&project.wait(&good), &serde_json::json!({"status": "success"}));
+    let mut client = interop.client(Flavour::Async);
+    assert_eq!(client.run(r#"{"task": "mirror", "args": [2]}"#)["status"], "success", "and one that came later");
+
+    let dead = project.client(&["task", "dead-letter", "list", "--json"]).end().expect_code(0);
+    let reasons: Vec<&str> = dead.stdout.lines().collect();
+    for poison in &poisons {
+        // The id tells them apart where there is one to tell.
+        let by_id = reasons.iter().find(|reason| reason.contains(&poison.uuid.to_string()));
+        let by_words = || reasons.iter().find(|reason| poison.said.iter().all(|part| reason.contains(part)));
+        let reason = by_id.or_else(by_words).unwrap_or_else(|| panic!("{}: nothing of it in {}", poison.what, dead.stdout));
+        let reason: Value = serde_json::from_str(reason).expect("a record");
+        let reason = reason["dead_letter"].as_str().unwrap_or_else(|| panic!("{}: no reason in {reason}", poison.what));
+        println!("{}: {reason}", poison.what);
+        assert_says(reason, poison.said);
+    }
+    assert_eq!(reasons.len(), poisons.len(), "each once: {}", dead.stdout);
+    interop.server.wait_for(&["LLEN", QUEUE], 0);
+    interop.server.wait_for(&["ZCARD", PROCESS], 0);
+    let (status, said) = worker.stop();
+    assert!(status.success(), "{said}");
+}
+
+#[test]
+fn an_id_in_upper_case_runs_and_leaves_nothing_behind() {
+    let Some(interop) = Interop::start() else { return };
+    let project = interop.project(&[]);
+    let upper = Poison {
+        uuid: "0b6aecd7-8c0a-4b33-8a4c-0f3ba6a9a3a5".parse().expect("a uuid"),
+        ..poison("upper case", b"mirror:0B6AECD7-8C0A-4B33-8A4C-0F3BA6A9A3A5:0", Record::Good, &[])
+    };
+    upper.push(&interop);
+    let worker = project.start(&[MIRROR]);
+    assert_eq!(project.wait(&upper.uuid.to_string())["status"], "success");
+    interop.assert_nothing_left();
+    assert!(worker.stop().0.success());
+}

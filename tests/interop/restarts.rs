@@ -1,0 +1,113 @@
+//! A server that goes away.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::{Interop, PROCESS, QUEUE, assert_has, opened_for};
+use crate::support::python::{Flavour, Python};
+use crate::support::redis::{RedisServer, free_port};
+use crate::support::worker::Project;
+use crate::support::{Host, Place, assert_says};
+
+/// Tasks that wait while the server is killed.
+const TASKS: usize = 400;
+
+/// A server that knows after a restart what it answered before.
+fn durable() -> Option<Interop> {
+    let python = Python::find()?;
+    Some(Interop { server: RedisServer::durable()?, python })
+}
+
+fn counting(project: &Project) -> String {
+    let runs = toml::Value::from(project.place.path("runs").to_str().expect("a plain path"));
+    format!("plugins.counts-runs.config.file = {runs}")
+}
+
+#[test]
+fn a_task_that_ends_while_the_server_is_away_keeps_its_result() {
+    let Some(mut interop) = durable() else { return };
+    let project = interop.project(&["counts_runs"]);
+    let go_on = project.place.fifo("go_on");
+    let mut client = interop.client(Flavour::Async);
+    let runs = client.add(&[r#"{"task": "waits"}"#]).remove(0);
+    let worker = project.start(&[
+        r#"tasks.waits.command = ["sh", "-c", "read line < go_on; echo x >> ended; echo 7"]"#,
+        "concurrency = 1",
+        &counting(&project),
+    ]);
+    // Opening the FIFO for writing waits until the task runs.
+    let mut writer = opened_for("the command", &go_on);
+    let waits = client.add(&[r#"{"task": "count", "args": [1]}"#]).remove(0);
+    drop(client);
+    interop.server.kill();
+    writer.write_all(b"go\n").expect("the command reads");
+    // It ends now, with nobody there to be told.
+    while !project.place.path("ended").exists() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    interop.server.restart();
+    let results = interop.client(Flavour::Async).results(&[&runs, &waits]);
+    assert_has(&results[0], &json!({"status": "success", "returning": 7, "uuid": runs}));
+    assert_has(&results[1], &json!({"status": "success", "returning": 1}));
+    let ended = std::fs::read_to_string(project.place.path("ended")).expect("the command wrote");
+    assert_eq!(ended.lines().count(), 1, "it ran once");
+    interop.assert_nothing_left();
+    assert!(worker.stop().0.success());
+}
+
+#[test]
+fn restarts_under_load_lose_no_task_and_run_none_twice() {
+    let Some(mut interop) = durable() else { return };
+    let project = interop.project(&["counts_runs"]);
+    let tasks: Vec<String> = (0..TASKS).map(|number| format!(r#"{{"task": "count", "args": [{number}]}}"#)).collect();
+    let uuids = interop.client(Flavour::Async).add(&tasks.iter().map(String::as_str).collect::<Vec<_>>());
+    let worker = project.start(&[&counting(&project), "concurrency = 2"]);
+    for millis in [5, 20, 60] {
+        // Not a synchronisation: the point of the kill is meant to be any.
+        std::thread::sleep(Duration::from_millis(millis));
+        interop.server.kill();
+        interop.server.restart();
+    }
+    let results = interop.client(Flavour::Async).results(&uuids);
+    for (number, task) in results.iter().enumerate() {
+        assert_has(task, &json!({"status": "success", "returning": number}));
+    }
+    let runs = std::fs::read_to_string(project.place.path("runs")).expect("the plugin wrote");
+    assert_eq!(runs.lines().count(), TASKS, "each ran once: its worker lived on");
+    assert_eq!(runs.lines().collect::<BTreeSet<_>>(), uuids.iter().map(String::as_str).collect());
+    interop.assert_nothing_left();
+    assert_eq!(project.json(&["ping"], 0)["running"], true);
+    assert!(worker.stop().0.success());
+}
+
+#[test]
+fn a_worker_comes_back_to_a_server_that_forgot_everything() {
+    let Some(mut interop) = Interop::start() else { return };
+    let project = interop.project(&["scripted"]);
+    let worker = project.start(&[]);
+    assert_eq!(interop.client(Flavour::Async).run(r#"{"task": "echo"}"#)["status"], "success");
+    interop.server.kill();
+    interop.server.restart();
+    let mut client = interop.client(Flavour::Async);
+    assert_eq!(client.run(r#"{"task": "echo"}"#)["status"], "success");
+    // QTasks' own worker renews a key that is gone, in vain.
+    interop.server.wait_for(&["HGET", "QueueTasks:GlobalConfig:main", "status"], Some("running".to_owned()));
+    assert!(client.ping());
+    assert_eq!(interop.server.command::<u64>(&["LLEN", QUEUE]) + interop.server.command::<u64>(&["ZCARD", PROCESS]), 0);
+    assert!(worker.stop().0.success());
+}
+
+#[test]
+fn a_server_that_is_not_there_is_told_with_its_address_and_without_its_password() {
+    let place = Place::new();
+    let address = format!("127.0.0.1:{}/0", free_port());
+    let url = format!("redis://me:geheim@{address}");
+    for words in [&["worker"] as &[&str], &["ping"], &["task", "add", "echo"], &["stats", "inspect", "counts"]] {
+        let ended = Host::new(&place).args(words).args(["--broker", &url]).end().expect_code(70);
+        assert_says(&ended.stderr, &[&address, "cannot be reached"]);
+        assert!(!ended.stderr.contains("geheim"), "{}", ended.stderr);
+    }
+}
