@@ -245,6 +245,8 @@ fn ping_asks_for_a_worker_of_this_project() {
     let project = Project::sqlite(&[]);
     assert_eq!(project.json(&["ping"], 6)["running"], false);
     let worker = project.start(&[r#"tasks.a.command = ["true"]"#]);
+    // Who has run a task is there.
+    project.wait(&project.add(&["a"]));
     assert_eq!(project.json(&["ping"], 0)["running"], true);
     assert!(worker.stop().0.success());
     let ended = project.client(&["ping"]).end().expect_code(6);
