@@ -335,11 +335,18 @@ fn pipelined(connection: &mut Connection, tasks: usize, all: bool) -> f64 {
             }
             set.arg("updated_at").arg("1795333233.880758").arg("status").arg("success").arg("returning").arg("123");
             if all {
-                let history = format!(r#"[{{"attempt":1,"at":1795333233.5,"seconds":0.00001,"error":{error},"decisions":[{{"event":1,"trigger":"task_executor_run_task_trigger_error","plugin":"fallback","version":"0.1.0","digest":"{uuid}{uuid}","outcome":"result","seconds":0.000002}}]}}]"#);
+                let history = format!(
+                    r#"[{{"attempt":1,"at":1795333233.5,"seconds":0.00001,"error":{error},"decisions":[{{"event":1,"trigger":"task_executor_run_task_trigger_error","plugin":"fallback","version":"0.1.0","digest":"{uuid}{uuid}","outcome":"result","seconds":0.000002}}]}}]"#
+                );
                 set.arg("attempt").arg(1).arg("original_error_type").arg("TaskPluginTriggerError");
                 set.arg("original_error_message").arg("the image is larger than the limit").arg("original_error_args").arg("[]");
                 set.arg("original_error_kwargs").arg(r#"{"message":"the image is larger than the limit","bytes":20971520}"#);
-                set.arg("resolved_by").arg("fallback").arg("resolved_by_version").arg("0.1.0").arg("resolved_outcome").arg("result");
+                set.arg("resolved_by")
+                    .arg("fallback")
+                    .arg("resolved_by_version")
+                    .arg("0.1.0")
+                    .arg("resolved_outcome")
+                    .arg("result");
                 set.arg("history").arg(&history);
                 set.ignore();
                 pipeline.cmd("HDEL").arg(key("leases")).arg(uuid).ignore();
@@ -365,7 +372,8 @@ fn latency(server: &Server, worker: &Worker) -> (f64, f64) {
             flag: String::new(),
             assignment: format!("{setting} = {}", toml::Value::from(directory.path().to_str().expect("a plain path"))),
         });
-        let running: Running = App::new(Settings::read(None, &overrides).expect("good settings")).start().await.expect("it starts");
+        let running: Running =
+            App::new(Settings::read(None, &overrides).expect("good settings")).start().await.expect("it starts");
         let url: BrokerUrl = server.url().parse().expect("a URL");
         let settings = BrokerSettings { name: worker.project.into(), ..BrokerSettings::new(url) };
         let store = running.store(open(&settings).await.expect("the server runs"));
