@@ -62,8 +62,14 @@ async def add(tasks):
 
 async def results(uuids, timeout=60):
     """Waits for tasks, as a producer does."""
-    waiting = [done(Result(uuid=uuid, app=app).result(timeout=timeout)) for uuid in uuids]
-    return [described(task) for task in await asyncio.gather(*waiting)]
+    # The client has as many connections as there are waits, and no more than a hundred.
+    room = asyncio.Semaphore(50)
+
+    async def result(uuid):
+        async with room:
+            return described(await done(Result(uuid=uuid, app=app).result(timeout=timeout)))
+
+    return await asyncio.gather(*[result(uuid) for uuid in uuids])
 
 
 async def get(uuids):

@@ -1,9 +1,9 @@
 //! Messages that end a Python worker or that no reader of JSON takes: set aside with the reason, and the worker goes on.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Interop, MIRROR, PROCESS, QUEUE, assert_has, key};
+use super::{Interop, MIRROR, PROCESS, QUEUE, assert_has, key, text};
 use crate::support::assert_says;
 use crate::support::python::Flavour;
 
@@ -48,15 +48,14 @@ fn poisons() -> Vec<Poison> {
         poison("Infinity", ITEM, Record::With("kwargs", br#"{"a": -Infinity}"#.to_vec()), &["kwargs"]),
         poison("a lone surrogate", ITEM, args(br#"["\ud800"]"#), &["args"]),
         poison("a byte that is no UTF-8", ITEM, args(b"[\"\xff\"]"), &["args"]),
-        poison("a name that is no UTF-8", b"mirr\xffr:UUID:0", Record::Good, &["UTF-8"]),
-        poison("a string in the place of the record", ITEM, Record::Text, &["WRONGTYPE"]),
+        poison("a string in the place of the record", ITEM, Record::Text, &["not a hash", "WRONGTYPE"]),
         poison("JSON that is too deep", ITEM, args(&[[b'['; 100_000], [b']'; 100_000]].concat()), &["args"]),
-        poison("args that are no list", ITEM, args(b"{}"), &["args", "list"]),
-        poison("kwargs that are no object", ITEM, Record::With("kwargs", b"[]".to_vec()), &["kwargs", "object"]),
+        poison("args that are no list", ITEM, args(b"{}"), &["args", "opens with `[`"]),
+        poison("kwargs that are no object", ITEM, Record::With("kwargs", b"[]".to_vec()), &["kwargs", "opens with `{`"]),
         poison("a time that is none", ITEM, Record::With("created_at", b"noon".to_vec()), &["created_at"]),
-        poison("no uuid", b"mirror:now:0", Record::Missing, &["now"]),
-        poison("too short", b"mirror", Record::Missing, &["mirror"]),
-        poison("empty", b"", Record::Missing, &[]),
+        poison("no uuid", b"mirror:now:0", Record::Missing, &["task_name:uuid:priority"]),
+        poison("too short", b"mirror", Record::Missing, &["task_name:uuid:priority"]),
+        poison("empty", b"", Record::Missing, &["task_name:uuid:priority"]),
     ]
 }
 
@@ -94,9 +93,19 @@ impl Poison {
         if !hset.is_empty() {
             server.command::<()>(&hset);
         }
-        let parts: Vec<&[u8]> = self.item.split(|byte| *byte == b':').collect();
-        let parts: Vec<&[u8]> = parts.into_iter().map(|part| if part == b"UUID" { uuid.as_bytes() } else { part }).collect();
-        server.command::<()>(&[b"RPUSH", QUEUE.as_bytes(), &parts.join(&b':')]);
+        server.command::<()>(&[b"RPUSH", QUEUE.as_bytes(), &self.item()]);
+    }
+
+    /// The item, with the id.
+    fn item(&self) -> Vec<u8> {
+        let uuid = self.uuid.to_string();
+        let parts = self.item.split(|byte| *byte == b':').map(|part| if part == b"UUID" { uuid.as_bytes() } else { part });
+        parts.collect::<Vec<_>>().join(&b':')
+    }
+
+    /// Whether this dead letter is this: by the item that was found in the queue, which is kept.
+    fn is(&self, dead: &Value) -> bool {
+        dead["found_item"].as_str().is_some_and(|found| found.as_bytes() == self.item())
     }
 }
 
@@ -108,27 +117,38 @@ fn what_cannot_be_read_is_set_aside_with_the_reason_and_the_worker_goes_on() {
     poisons.iter().for_each(|poison| poison.push(&interop));
     let good = project.add(&["mirror", "--args", "[1]"]);
     let worker = project.start(&[MIRROR]);
-    assert_has(&project.wait(&good), &serde_json::json!({"status": "success"}));
+    assert_has(&project.wait(&good), &json!({"status": "success"}));
     let mut client = interop.client(Flavour::Async);
     assert_eq!(client.run(r#"{"task": "mirror", "args": [2]}"#)["status"], "success", "and one that came later");
 
-    let dead = project.client(&["task", "dead-letter", "list", "--json"]).end().expect_code(0);
-    let reasons: Vec<&str> = dead.stdout.lines().collect();
+    let dead = project.client(&["task", "dead-letter", "list", "--json"]).end().expect_code(0).results();
     for poison in &poisons {
-        // The id tells them apart where there is one to tell.
-        let by_id = reasons.iter().find(|reason| reason.contains(&poison.uuid.to_string()));
-        let by_words = || reasons.iter().find(|reason| poison.said.iter().all(|part| reason.contains(part)));
-        let reason = by_id.or_else(by_words).unwrap_or_else(|| panic!("{}: nothing of it in {}", poison.what, dead.stdout));
-        let reason: Value = serde_json::from_str(reason).expect("a record");
-        let reason = reason["dead_letter"].as_str().unwrap_or_else(|| panic!("{}: no reason in {reason}", poison.what));
-        println!("{}: {reason}", poison.what);
-        assert_says(reason, poison.said);
+        let found = dead.iter().find(|record| poison.is(record));
+        let found = found.unwrap_or_else(|| panic!("{}: nothing of it in {dead:#?}", poison.what));
+        assert_has(found, &json!({"status": "error"}));
+        println!("{}: {}", poison.what, text(found, "dead_letter"));
+        assert_says(text(found, "dead_letter"), poison.said);
     }
-    assert_eq!(reasons.len(), poisons.len(), "each once: {}", dead.stdout);
+    assert_eq!(dead.len(), poisons.len(), "each once: {dead:#?}");
     interop.server.wait_for(&["LLEN", QUEUE], 0);
     interop.server.wait_for(&["ZCARD", PROCESS], 0);
     let (status, said) = worker.stop();
     assert!(status.success(), "{said}");
+}
+
+#[test]
+fn a_name_that_is_no_utf8_is_nobodys_and_its_producer_is_told() {
+    let Some(interop) = Interop::start() else { return };
+    let project = interop.project(&[]);
+    let odd = poison("a name that is no UTF-8", b"mirr\xffr:UUID:0", Record::Good, &[]);
+    odd.push(&interop);
+    let worker = project.start(&[MIRROR]);
+    let record = project.wait(&odd.uuid.to_string());
+    assert_has(&record, &json!({"status": "error"}));
+    assert_says(text(&record, "traceback"), &["mirr\u{fffd}r"]);
+    assert_eq!(interop.client(Flavour::Async).results(&[odd.uuid.to_string()])[0]["status"], "error");
+    interop.assert_nothing_left();
+    assert!(worker.stop().0.success());
 }
 
 #[test]

@@ -124,12 +124,12 @@ impl Client {
     fn answer(&mut self, question: &str) -> Value {
         let line = match self.answers.recv_timeout(PATIENCE) {
             Ok(line) => line,
-            Err(error) => panic!("{question}: {error}"),
+            Err(error) => panic!("{question:.200}: {error}"),
         };
         let mut answer: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line}: {error}"));
         match answer.get_mut("answer") {
             Some(answer) => answer.take(),
-            None => panic!("{question}: {}", answer["raised"].as_str().unwrap_or_default()),
+            None => panic!("{question:.200}: {}", answer["raised"].as_str().unwrap_or_default()),
         }
     }
 

@@ -157,7 +157,8 @@ pub(crate) fn free_port() -> u16 {
 fn spawn(directory: &tempfile::TempDir, port: u16, durable: bool) -> Child {
     Command::new("redis-server")
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--daemonize", "no"])
-        .args(["--appendonly", if durable { "yes" } else { "no" }])
+        // Not `everysec`: a server that waits for its disk then answers before it has written, and a kill takes that away.
+        .args(["--appendonly", if durable { "yes" } else { "no" }, "--appendfsync", "always"])
         .arg("--dir")
         .arg(directory.path())
         .stdin(Stdio::null())
