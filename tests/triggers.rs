@@ -100,7 +100,7 @@ fn rendering() -> String {
          A component (`worker`, `broker`, `task_executor`, …) comes as a JSON description of itself. `model`, `task`, `result` of a \
          storage, and `task_broker` are a task with its fields: `uuid`, `task_name`, `priority`, `args`, `kwargs`, `created_at`, and of \
          a record also `updated_at`, `status`, and what became of it. A `uuid` or a `created_at` that is answered once a task was taken \
-         is the task's for that run; a record in a file keeps its own.\n\n\
+         is the task's for that run; a record in a file keeps its own of both, and one on a Redis server its own `uuid`.\n\n\
          Each row is a test of `tests/triggers/`, and this file is rendered from the table in `plugin-api/src/trigger.rs`; to renew \
          it:\n\n\
          ```sh\nQTASKS_BLESS=1 cargo test -p qtasks-host --test integration the_table_of_triggers_is_rendered\n```\n",

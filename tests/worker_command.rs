@@ -3,6 +3,7 @@
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
+use crate::support::redis::RedisServer;
 use crate::support::worker::{Project, let_go};
 use crate::support::{Host, Place, assert_says};
 
@@ -68,6 +69,20 @@ fn a_client_adds_nothing_to_its_own_memory() {
     let place = Place::new();
     let ended = Host::new(&place).args(["task", "add", "echo", "--broker", "memory:"]).end().expect_code(2);
     assert_says(&ended.stderr, &["the memory of this command alone", "expected sqlite:PATH"]);
+}
+
+#[test]
+fn a_long_file_of_tasks_is_added_over_each_broker() {
+    let server = RedisServer::start();
+    let redis = server.iter().map(|server| Project::at(Place::new(), server.url(), &[]));
+    for project in redis.chain([Project::sqlite(&[])]) {
+        let file = project.place.write("tasks.jsonl", "{\"task\": \"echo\"}\n".repeat(1100));
+        let file = file.to_str().expect("a plain path");
+        let added = project.client(&["task", "add", "--from", file]).end().expect_code(0).stdout;
+        assert_eq!(added.lines().count(), 1100, "{}", project.url);
+        let waiting = project.client(&["task", "list", "--status", "new", "--limit", "2000", "--json"]).end().results();
+        assert_eq!(waiting.len(), 1100, "{}", project.url);
+    }
 }
 
 #[test]
@@ -230,6 +245,8 @@ fn ping_asks_for_a_worker_of_this_project() {
     let project = Project::sqlite(&[]);
     assert_eq!(project.json(&["ping"], 6)["running"], false);
     let worker = project.start(&[r#"tasks.a.command = ["true"]"#]);
+    // Who has run a task is there.
+    project.wait(&project.add(&["a"]));
     assert_eq!(project.json(&["ping"], 0)["running"], true);
     assert!(worker.stop().0.success());
     let ended = project.client(&["ping"]).end().expect_code(6);

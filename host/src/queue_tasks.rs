@@ -117,7 +117,7 @@ impl QueueTasks {
         Ok(added.pop().unwrap_or(record))
     }
 
-    /// Adds tasks, all or none. Gives the records as they were added, in their order.
+    /// Adds tasks, all or none; over Redis at most 512 at once. Gives the records as they were added, in their order.
     ///
     /// # Errors
     ///

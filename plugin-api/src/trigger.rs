@@ -327,7 +327,12 @@ mod tests {
         for trigger in Trigger::ALL {
             let passed = |key: &&&str| trigger.kwargs().contains(*key);
             let not_passed: Vec<_> = trigger.returnable_keys().iter().filter(|key| !passed(key)).collect();
-            let expected: &[&&str] = if *trigger == Trigger::QtasksAddTaskBeforeBroker { &[&"extra"] } else { &[] };
+            // What only an answer can bring.
+            let expected: &[&&str] = match trigger {
+                Trigger::QtasksAddTaskBeforeBroker => &[&"extra"],
+                Trigger::TaskExecutorRunTaskTriggerError => &[&"result"],
+                _ => &[],
+            };
             assert_eq!(not_passed, expected, "{trigger}");
         }
         assert_eq!(Trigger::BrokerAddBefore.component(), "Broker");

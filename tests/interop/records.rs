@@ -12,7 +12,7 @@ type Fields = BTreeMap<String, String>;
 /// Fields that every record has.
 const ALWAYS: [&str; 7] = ["task_name", "priority", "args", "kwargs", "created_at", "updated_at", "status"];
 /// Fields that we add to records that ended. A Python client makes attributes of them, so each must be an identifier.
-const OURS: [&str; 20] = [
+const OURS: [&str; 16] = [
     "resolved_by",
     "resolved_by_version",
     "resolved_outcome",
@@ -24,14 +24,10 @@ const OURS: [&str; 20] = [
     "error_location",
     "original_error_type",
     "original_error_message",
-    "original_error_args",
-    "original_error_kwargs",
-    "original_error_causes",
-    "original_error_location",
     "attempt",
     "attempts",
     "losses",
-    "history",
+    "attempts_at",
     "dead_letter",
 ];
 

@@ -176,6 +176,7 @@ pub(super) async fn replaces_updates(isolation: &str, trigger: Trigger, componen
         }),
         (json!({"kw": {}}), json!({})),
         (json!({"mapping": [7]}), json!({})),
+        (json!({"mapping": {"priority": "high", "note": 1}}), json!({})),
         (json!({"mapping": {"priority": 5}, "name": "QueueTasks:somebody"}), json!({})),
         (json!(7), json!({})),
     ] {
@@ -199,6 +200,10 @@ async fn broker_remove_finished_task(isolation: &str, trigger: Trigger) {
     replaces_fields(&stage, "model").await;
     stage.prompt(&json!({"model": {"returning": 7}}));
     assert_eq!(shown(&stage.echo().await), echoed(json!({"returning": 7})));
+    for status in ["new", "process"] {
+        stage.prompt(&json!({"model": {"status": status}}));
+        assert_eq!(shown(&stage.echo().await), echoed(json!({})), "what has ended has ended");
+    }
 }
 
 async fn broker_flush_all(isolation: &str, trigger: Trigger) {

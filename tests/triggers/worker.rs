@@ -97,6 +97,8 @@ async fn worker_remove_finished_task(isolation: &str, trigger: Trigger) {
         (json!({"task_broker": {"priority": 5}}), json!({"priority": 5})),
         (json!({"model": {"note": 1}, "task_broker": {"args": []}}), json!({"note": 1, "args": []})),
         (json!({}), json!({})),
+        (json!({"model": {"status": "process"}}), json!({})),
+        (json!({"task_broker": {"status": "new"}}), json!({})),
         (json!({"model": 7}), json!({})),
         (json!({"task_broker": {"kwargs": 7}}), json!({})),
         (json!({"returning": 7}), json!({})),

@@ -15,6 +15,7 @@ use super::error::BrokerError;
 use super::global_config::GlobalConfig;
 use super::record::{Fields, Record, TaskStatus};
 use super::{Backend, Filter, Finish, Lease, Taken};
+use crate::task::Task;
 use crate::trigger::{Answered, Dispatched, Dispatcher};
 
 /// A component as plugins see it:
@@ -87,7 +88,10 @@ impl Kw {
         let uuid = name.strip_prefix(project)?.strip_prefix(':')?.parse().ok()?;
         let mut mapping = self.mapping.clone();
         if let Some(given) = given.remove("mapping") {
-            mapping.extend(fields_of(&given)?);
+            let given = fields_of(&given)?;
+            // Any task will do to see whether the fields are those of a record.
+            Record::new(Task::new("any").ok()?).replace(given.clone()).ok()?;
+            mapping.extend(given);
         }
         Some((Self { name, mapping: mapping.clone() }, Update { uuid, fields: mapping }))
     }
@@ -225,7 +229,10 @@ impl Store {
                 let status = serde_json::value::to_raw_value(&record.status).unwrap_or_default();
                 let mapping = [("status".to_owned(), status), ("updated_at".to_owned(), now)].into();
                 if let Some(Update { uuid, fields }) = self.ask_about_update(lease.uuid, mapping).await {
-                    self.backend.update(uuid, fields.clone()).await?;
+                    // What was taken must not be lost because something beside it could not be written.
+                    if let Err(error) = self.backend.update(uuid, fields.clone()).await {
+                        tracing::warn!(%uuid, "what a plugin made of an update was not written: {error}");
+                    }
                     if uuid == lease.uuid {
                         replace(record, Trigger::StorageUpdate, fields);
                     }
@@ -275,7 +282,7 @@ impl Store {
                     let project = &self.project;
                     tracing::warn!(
                         %trigger,
-                        "nothing was replaced: expected a `name` \"{project}:UUID\", an object `mapping`, or both, not {answer}"
+                        "nothing was replaced: expected a `name` \"{project}:UUID\", a `mapping` of a record's fields, or both, not {answer}"
                     );
                 }
             }

@@ -170,6 +170,7 @@ async fn after(shared: &Shared, record: &mut Record) {
         model: &'a Record,
     }
     let trigger = Trigger::WorkerRemoveFinishedTask;
+    let status = record.status;
     if asks(shared, trigger) {
         let kwargs = Kwargs {
             worker: &shared.info,
@@ -184,4 +185,9 @@ async fn after(shared: &Shared, record: &mut Record) {
         replace_whole(record, trigger, of_model);
     }
     shared.store.before_finish(record).await;
+    if !record.status.has_ended() {
+        let (task, uuid) = (&*record.task.name, record.task.uuid);
+        tracing::warn!(task, %uuid, "a plugin made an ended task {}; it stays {}", record.status.name(), status.name());
+        record.status = status;
+    }
 }

@@ -3,7 +3,6 @@
 //! Nothing in a hash is believed: others write there as well.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 
 use qtasks_plugin_api::{ErrorBody, bounds};
 use serde::Serialize;
@@ -12,7 +11,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::python_json::{dumps, repr};
-use crate::broker::record::{Attempt, Fields, Record, TaskStatus, unix_now};
+use crate::broker::record::{Fields, Record, TaskStatus, unix_now};
 use crate::plugin::PluginIdentity;
 use crate::plugin::settings::usable;
 use crate::task::Task;
@@ -44,7 +43,7 @@ const OWN: &[&str] = &[
     "max_time",
     "due",
     "losses",
-    "history",
+    "attempts_at",
     "dead_letter",
     "resolved_by",
     "resolved_by_version",
@@ -57,10 +56,6 @@ const OWN: &[&str] = &[
     "error_location",
     "original_error_type",
     "original_error_message",
-    "original_error_args",
-    "original_error_kwargs",
-    "original_error_causes",
-    "original_error_location",
     OTHER_FIELDS,
 ];
 
@@ -115,14 +110,11 @@ pub(super) fn of_new(record: &Record) -> Flat<'_> {
     if let Some(due) = record.due {
         field(&mut flat, "due", repr(due));
     }
-    if !record.history.is_empty() {
-        field(&mut flat, "history", json(&record.history));
-    }
     flat
 }
 
 /// What an attempt makes of a record. QTasks empties the arguments of a task that failed; here they stay.
-pub(super) fn of_ended<'a>(record: &'a Record, status: TaskStatus, attempt: Option<&Attempt>) -> Flat<'a> {
+pub(super) fn of_ended<'a>(record: &'a Record, status: TaskStatus) -> Flat<'a> {
     let task = &record.task;
     let mut flat = Flat::with_capacity(32);
     field(&mut flat, "task_name", &*task.name);
@@ -152,61 +144,32 @@ pub(super) fn of_ended<'a>(record: &'a Record, status: TaskStatus, attempt: Opti
         field(&mut flat, "dead_letter", &**reason);
     }
     if let Some(error) = &record.error {
-        error_fields(&mut flat, &ERROR, error);
+        error_fields(&mut flat, error);
     }
+    // The rest of it stands with its attempt: a hash of short values takes the server half the time and room.
     if let Some(error) = &record.original_error {
-        error_fields(&mut flat, &ORIGINAL_ERROR, error);
+        field(&mut flat, "original_error_type", &*error.kind);
+        field(&mut flat, "original_error_message", &*error.message);
     }
     if let Some(Resolution { by, outcome }) = &record.resolved_by {
         field(&mut flat, "resolved_by", &*by.name);
         field(&mut flat, "resolved_by_version", &*by.version);
         field(&mut flat, "resolved_outcome", outcome.name());
     }
-    if let Some(attempt) = attempt {
-        let all: Vec<&Attempt> = record.history.iter().chain([attempt]).collect();
-        field(&mut flat, "history", json(&all));
-    }
     extras(&mut flat, record);
     flat
 }
 
-/// Where the parts of an error stand.
-struct ErrorFields {
-    kind: &'static str,
-    message: &'static str,
-    args: &'static str,
-    kwargs: &'static str,
-    causes: &'static str,
-    location: &'static str,
-}
-
-const ERROR: ErrorFields = ErrorFields {
-    kind: "error_type",
-    message: "error_message",
-    args: "error_args",
-    kwargs: "error_kwargs",
-    causes: "error_causes",
-    location: "error_location",
-};
-const ORIGINAL_ERROR: ErrorFields = ErrorFields {
-    kind: "original_error_type",
-    message: "original_error_message",
-    args: "original_error_args",
-    kwargs: "original_error_kwargs",
-    causes: "original_error_causes",
-    location: "original_error_location",
-};
-
-fn error_fields<'a>(flat: &mut Flat<'a>, names: &ErrorFields, error: &'a ErrorBody) {
-    field(flat, names.kind, &*error.kind);
-    field(flat, names.message, &*error.message);
-    field(flat, names.args, error.args.get());
-    field(flat, names.kwargs, error.kwargs.get());
+fn error_fields<'a>(flat: &mut Flat<'a>, error: &'a ErrorBody) {
+    field(flat, "error_type", &*error.kind);
+    field(flat, "error_message", &*error.message);
+    field(flat, "error_args", error.args.get());
+    field(flat, "error_kwargs", error.kwargs.get());
     if !error.causes.is_empty() {
-        field(flat, names.causes, json(&error.causes));
+        field(flat, "error_causes", json(&error.causes));
     }
     if let Some(location) = &error.location {
-        field(flat, names.location, &**location);
+        field(flat, "error_location", &**location);
     }
 }
 
@@ -248,11 +211,16 @@ fn json<'a>(value: &impl Serialize) -> Cow<'a, str> {
 
 /// What stands in a hash.
 #[derive(Debug)]
-pub(super) struct Hash(HashMap<Vec<u8>, Vec<u8>>);
+pub(super) struct Hash(Vec<(Vec<u8>, Vec<u8>)>);
 
 impl Hash {
-    pub(super) fn new(pairs: HashMap<Vec<u8>, Vec<u8>>) -> Self {
+    pub(super) fn new(pairs: Vec<(Vec<u8>, Vec<u8>)>) -> Self {
         Self(pairs)
+    }
+
+    /// A field's bytes. A hash has few fields.
+    fn bytes(&self, name: &str) -> Option<&[u8]> {
+        self.0.iter().find(|(known, _)| known == name.as_bytes()).map(|(_, value)| &**value)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -261,7 +229,7 @@ impl Hash {
 
     /// A field's text.
     fn text(&self, name: &str) -> Result<Option<&str>, String> {
-        let Some(bytes) = self.0.get(name.as_bytes()) else { return Ok(None) };
+        let Some(bytes) = self.bytes(name) else { return Ok(None) };
         if bytes.len() > bounds::MAX_BYTES {
             return Err(format!("the field {name} has {} bytes, at most {} are taken", bytes.len(), bounds::MAX_BYTES));
         }
@@ -301,18 +269,30 @@ impl Hash {
         Ok(self.text(name)?.map(str::to_owned))
     }
 
-    fn error(&self, names: &ErrorFields) -> Result<Option<Box<ErrorBody>>, String> {
-        let Some(kind) = self.owned(names.kind)? else { return Ok(None) };
-        let mut error = ErrorBody::new(kind, self.text(names.message)?.unwrap_or_default());
-        if let Some(args) = self.json(names.args, Some('['))? {
+    fn error(&self) -> Result<Option<Box<ErrorBody>>, String> {
+        let Some(kind) = self.owned("error_type")? else { return Ok(None) };
+        let mut error = ErrorBody::new(kind, self.text("error_message")?.unwrap_or_default());
+        if let Some(args) = self.json("error_args", Some('['))? {
             error.args = args;
         }
-        if let Some(kwargs) = self.json(names.kwargs, Some('{'))? {
+        if let Some(kwargs) = self.json("error_kwargs", Some('{'))? {
             error.kwargs = kwargs;
         }
-        error.causes = self.read(names.causes)?.unwrap_or_default();
-        error.location = self.owned(names.location)?;
+        error.causes = self.read("error_causes")?.unwrap_or_default();
+        error.location = self.owned("error_location")?;
         Ok(Some(Box::new(error)))
+    }
+
+    fn original_error(&self) -> Result<Option<Box<ErrorBody>>, String> {
+        let Some(kind) = self.owned("original_error_type")? else { return Ok(None) };
+        Ok(Some(Box::new(ErrorBody::new(kind, self.text("original_error_message")?.unwrap_or_default()))))
+    }
+
+    /// Where the attempts that failed stand in the stream of attempts: an entry's id, and the place in it.
+    pub(super) fn attempts_at(&self) -> Vec<(&str, usize)> {
+        // Others may have written it; what names no place is passed over.
+        let text = self.text("attempts_at").ok().flatten().unwrap_or_default();
+        text.split(' ').filter_map(|at| at.split_once(':')).filter_map(|(id, place)| Some((id, place.parse().ok()?))).collect()
     }
 
     /// The record, or why there is none in it.
@@ -349,9 +329,8 @@ impl Hash {
         record.cancel_reason = self.owned("cancel_reason")?;
         record.dead_letter = self.owned("dead_letter")?;
         record.losses = self.parsed("losses", "a whole number")?.unwrap_or_default();
-        record.history = self.read("history")?.unwrap_or_default();
-        record.error = self.error(&ERROR)?;
-        record.original_error = self.error(&ORIGINAL_ERROR)?;
+        record.error = self.error()?;
+        record.original_error = self.original_error()?;
         record.resolved_by = self.resolution()?;
         record.extras = self.extras()?;
         match self.json("returning", None) {
@@ -400,7 +379,7 @@ impl Hash {
         let mut ours = |name: &str, good: bool, instead: String| {
             if !good {
                 fields.push((name.to_owned(), instead));
-                if let Some(found) = self.0.get(name.as_bytes()) {
+                if let Some(found) = self.bytes(name) {
                     fields.push((format!("found_{name}"), readable(found)));
                 }
             }
@@ -461,6 +440,8 @@ fn readable(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
 
     fn hash(fields: &[(&str, &[u8])]) -> Hash {
@@ -513,10 +494,11 @@ mod tests {
             let hash = with(name, value);
             let reason = hash.record(Uuid::nil()).expect_err(said);
             assert!(reason.contains(said), "{reason}");
-            let mut fields = hash.0.clone();
+            let mut fields: HashMap<_, _> = hash.0.clone().into_iter().collect();
             let set_aside = hash.set_aside("add:x:0", 1.5, &reason);
             fields.extend(set_aside.into_iter().map(|(name, value)| (name.into_bytes(), value.into_bytes())));
-            let record = Hash::new(fields).record(Uuid::nil()).unwrap_or_else(|again| panic!("{name}: {again}"));
+            let record =
+                Hash::new(fields.into_iter().collect()).record(Uuid::nil()).unwrap_or_else(|again| panic!("{name}: {again}"));
             assert_eq!((record.status, record.dead_letter), (TaskStatus::Error, Some(reason)));
         }
         for (missing, _) in GOOD {

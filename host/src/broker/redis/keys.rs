@@ -18,7 +18,7 @@ pub(super) struct Keys {
     pub(super) leases: String,
     /// Worker → beat.
     pub(super) workers: String,
-    /// Ended records by time.
+    /// `TIME UUID` of each record that ended.
     pub(super) ended: String,
     /// Counts deliveries.
     pub(super) deliveries: String,

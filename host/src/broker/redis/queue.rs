@@ -29,7 +29,7 @@ pub(super) struct Handed {
 
 impl FromRedisValue for Handed {
     fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
-        let (item, uuid, delivery, hash): (Vec<u8>, String, i64, HashMap<Vec<u8>, Vec<u8>>) = redis::from_redis_value(value)?;
+        let (item, uuid, delivery, hash): (Vec<u8>, String, i64, Vec<(Vec<u8>, Vec<u8>)>) = redis::from_redis_value(value)?;
         Ok(Self { item, uuid, delivery, hash: Hash::new(hash) })
     }
 }
@@ -153,7 +153,7 @@ fn one_finish(call: &mut redis::Cmd, finish: &Finish) {
     // An attempt holds nothing that has no JSON form.
     call.arg(entry.and_then(|entry| serde_json::to_string(&entry).ok()).unwrap_or_default());
     let Some(Again { after, left }) = *retry else {
-        counted(call, &hash::of_ended(record, record.status, attempt.as_ref()));
+        counted(call, &hash::of_ended(record, record.status));
         call.arg("");
         return;
     };
@@ -163,14 +163,13 @@ fn one_finish(call: &mut redis::Cmd, finish: &Finish) {
     parent.retry = Some(left.into());
     parent.retry_child_uuid = Some(child_uuid);
     parent.task.attempt = attempt.as_ref().map_or(record.task.attempt, |attempt| attempt.attempt);
-    counted(call, &hash::of_ended(&parent, TaskStatus::Retry, attempt.as_ref()));
+    counted(call, &hash::of_ended(&parent, TaskStatus::Retry));
     let mut child = record.clone();
     child.task.uuid = child_uuid;
     child.task.created_at = unix_now();
     child.updated_at = child.task.created_at;
     child.retry = Some(i64::from(left) - 1);
     child.retry_parent_uuid = Some(lease.uuid);
-    child.history.extend(attempt.clone());
     let child = child.after(after);
     let task = &child.task;
     call.arg(child_uuid.to_string()).arg(item(&task.name, task.uuid, task.priority));

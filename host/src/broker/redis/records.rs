@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use redis::{Cmd, FromRedisValue, Value};
@@ -15,7 +17,7 @@ use super::link::Link;
 use super::python_json::repr;
 use super::script;
 use crate::broker::error::{BrokerError, BrokerErrorKind};
-use crate::broker::record::{DecisionRecord, Fields, Record, TaskStatus, unix_now};
+use crate::broker::record::{Attempt, DecisionRecord, Fields, Record, TaskStatus, unix_now};
 use crate::broker::{Cancelled, Counts, Filter, Requeued};
 
 /// Keys that one step of a walk through the server looks at.
@@ -41,7 +43,7 @@ async fn scan(link: &Link, cursor: u64, pattern: &str, only_hashes: bool) -> Res
 }
 
 async fn read(link: &Link, keys: &Keys, uuid: Uuid) -> Result<Hash, BrokerError> {
-    let pairs: HashMap<Vec<u8>, Vec<u8>> = link.run(redis::cmd("HGETALL").arg(keys.record(uuid))).await?;
+    let pairs = link.run(redis::cmd("HGETALL").arg(keys.record(uuid))).await?;
     Ok(Hash::new(pairs))
 }
 
@@ -51,11 +53,35 @@ pub(super) async fn get(link: &Link, keys: &Keys, uuid: Uuid) -> Result<Option<R
     if hash.is_empty() {
         return Ok(None);
     }
-    hash.record(uuid).map(Some).map_err(|reason| {
+    let read = hash.record(uuid).map_err(|reason| {
         let refused = format!("the record {} is no task: {reason}", keys.record(uuid));
         BrokerError::new(link.place(), BrokerErrorKind::Refused(refused))
-    })
+    });
+    let mut record = read?;
+    record.history = history(link, keys, &hash).await?;
+    // Its payload stands with the attempt that raised it, for as long as that is kept.
+    if let (Some(original), Some(last)) = (&mut record.original_error, record.history.last()) {
+        original.clone_from(&last.error);
+    }
+    Ok(Some(record))
 }
+
+/// The attempts of a record that failed.
+async fn history(link: &Link, keys: &Keys, hash: &Hash) -> Result<Vec<Attempt>, BrokerError> {
+    let places = hash.attempts_at();
+    let ask = |(id, _): &(&str, usize)| redis::cmd("XRANGE").arg(&keys.attempts).arg(id).arg(id).to_owned();
+    let found: Vec<Vec<StreamEntry>> = together(link, places.iter().map(ask)).await?;
+    let attempt = |(entries, (_, place)): (Vec<StreamEntry>, (&str, usize))| {
+        // What was pruned is gone.
+        let (_, mut attempts) = entries.into_iter().next()?;
+        let (_, json) = (place < attempts.len()).then(|| attempts.swap_remove(place))?;
+        serde_json::from_slice(&json).ok()
+    };
+    Ok(found.into_iter().zip(places).filter_map(attempt).collect())
+}
+
+/// An entry of the stream of attempts: its id, and attempts as JSON.
+type StreamEntry = (String, Vec<(String, Vec<u8>)>);
 
 /// Records, the latest first.
 pub(super) async fn list(link: &Link, keys: &Keys, filter: &Filter) -> Result<Vec<Record>, BrokerError> {
@@ -64,7 +90,7 @@ pub(super) async fn list(link: &Link, keys: &Keys, filter: &Filter) -> Result<Ve
     loop {
         let (next, step) = scan(link, cursor, &pattern, true).await?;
         let uuids: Vec<Uuid> = step.iter().filter_map(|key| keys.uuid_of(key)).collect();
-        let hashes: Vec<HashMap<Vec<u8>, Vec<u8>>> =
+        let hashes: Vec<Vec<(Vec<u8>, Vec<u8>)>> =
             together(link, uuids.iter().map(|uuid| redis::cmd("HGETALL").arg(keys.record(*uuid)).to_owned())).await?;
         for (uuid, pairs) in uuids.into_iter().zip(hashes) {
             match Hash::new(pairs).record(uuid) {
@@ -112,7 +138,7 @@ pub(super) async fn update(link: &Link, keys: &Keys, uuid: Uuid, fields: Fields)
         let removed: Vec<&str> = removed.into_iter().filter_map(|(name, is_removed)| is_removed.then_some(name)).collect();
         let mut call = script::UPDATE.call(&keys.project);
         call.arg(uuid.to_string()).arg(before.status.name()).arg(removed.len()).arg(removed);
-        for part in hash::of_ended(&record, record.status, None) {
+        for part in hash::of_ended(&record, record.status) {
             call.arg(&*part);
         }
         match link.call::<String>(&script::UPDATE, &call).await?.as_str() {
@@ -170,7 +196,7 @@ pub(super) async fn decisions(
     let mut found = Vec::new();
     let mut before = "+".to_owned();
     loop {
-        let entries: Vec<(String, Vec<(String, Vec<u8>)>)> =
+        let entries: Vec<StreamEntry> =
             link.run(redis::cmd("XREVRANGE").arg(&keys.attempts).arg(&before).arg("-").arg("COUNT").arg(STEP / 10)).await?;
         let Some((last, _)) = entries.last() else { return Ok(found) };
         before = format!("({last}");
@@ -230,53 +256,36 @@ pub(super) async fn prune(
     keys: &Keys,
     results: Duration,
     decisions: Duration,
-    cursor: &std::sync::atomic::AtomicU64,
+    cursor: &AtomicU64,
 ) -> Result<u64, BrokerError> {
-    use std::sync::atomic::Ordering::Relaxed;
+    let now = unix_now();
+    let oldest = now - results.as_secs_f64();
+    let mut removed = 0;
+    loop {
+        let mut call = script::PRUNE.call(&keys.project);
+        call.arg(repr(oldest)).arg(STEP);
+        let (step, looked): (u64, usize) = link.call(&script::PRUNE, &call).await?;
+        removed += step;
+        if looked < STEP {
+            break;
+        }
+    }
     let (next, step) = scan(link, cursor.load(Relaxed), &keys.records(), true).await?;
     cursor.store(next, Relaxed);
     let ask = |key: &Vec<u8>| redis::cmd("HMGET").arg(key).arg("status").arg("updated_at").to_owned();
-    let found: Vec<(Option<String>, Option<String>)> = together(link, step.iter().map(ask)).await.unwrap_or_default();
-    let mut note = redis::cmd("ZADD");
-    note.arg(&keys.ended).arg("NX");
-    let mut noted = 0;
-    for (key, (status, updated_at)) in step.iter().zip(found) {
-        let ended = status.as_deref().and_then(TaskStatus::from_name).is_some_and(TaskStatus::has_ended);
-        let at = updated_at.and_then(|at| at.parse::<f64>().ok()).filter(|at| at.is_finite());
-        if let (true, Some(at), Some(uuid)) = (ended, at, keys.uuid_of(key)) {
-            note.arg(at).arg(uuid.to_string());
-            noted += 1;
-        }
+    let found: Vec<(Option<Vec<u8>>, Option<Vec<u8>>)> = together(link, step.iter().map(ask)).await?;
+    let is_old = |(status, updated_at): &(Option<Vec<u8>>, Option<Vec<u8>>)| {
+        let text = |bytes: &Option<Vec<u8>>| bytes.as_deref().map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+        text(status).and_then(|status| TaskStatus::from_name(&status)).is_some_and(TaskStatus::has_ended)
+            && text(updated_at).and_then(|at| at.parse::<f64>().ok()).is_some_and(|at| at < oldest)
+    };
+    let old: Vec<&Vec<u8>> = step.iter().zip(&found).filter_map(|(key, found)| is_old(found).then_some(key)).collect();
+    if !old.is_empty() {
+        removed += link.run::<u64>(redis::cmd("DEL").arg(old)).await?;
     }
-    if noted > 0 {
-        link.run::<Value>(&note).await?;
-    }
-    let now = unix_now();
-    let oldest = (now - decisions.as_secs_f64()).max(0.0) * 1000.0;
-    link.run::<Value>(redis::cmd("XTRIM").arg(&keys.attempts).arg("MINID").arg(format!("{:.0}", oldest.floor()))).await?;
-    remove_ended(link, keys, &format!("({}", repr(now - results.as_secs_f64()))).await
-}
-
-/// Removes the ended records up to this time; gives how many.
-async fn remove_ended(link: &Link, keys: &Keys, until: &str) -> Result<u64, BrokerError> {
-    let mut removed = 0;
-    loop {
-        let mut ask = redis::cmd("ZRANGEBYSCORE");
-        ask.arg(&keys.ended).arg("-inf").arg(until).arg("LIMIT").arg(0).arg(STEP);
-        let uuids: Vec<String> = link.run(&ask).await?;
-        if uuids.is_empty() {
-            return Ok(removed);
-        }
-        let mut remove = redis::cmd("DEL");
-        let mut forget = redis::cmd("ZREM");
-        forget.arg(&keys.ended);
-        for uuid in &uuids {
-            remove.arg(format!("{}:{uuid}", keys.project));
-            forget.arg(uuid);
-        }
-        removed += link.run::<u64>(&remove).await?;
-        link.run::<Value>(&forget).await?;
-    }
+    let oldest = ((now - decisions.as_secs_f64()).max(0.0) * 1000.0).floor();
+    link.run::<Value>(redis::cmd("XTRIM").arg(&keys.attempts).arg("MINID").arg(format!("{oldest:.0}"))).await?;
+    Ok(removed)
 }
 
 /// Removes every ended record.

@@ -49,4 +49,5 @@ scripts! {
     CANCEL "cancel.lua"
     REQUEUE "requeue.lua"
     UPDATE "update.lua"
+    PRUNE "prune.lua"
 }

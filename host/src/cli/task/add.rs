@@ -18,8 +18,8 @@ use crate::cli::input::Input;
 use crate::cli::output::{print, print_json_lines};
 use crate::cli::settings_flags::ClientFlags;
 
-/// Tasks of a file are added in steps of this many.
-const STEP: usize = 1000;
+/// Tasks of a file are added in steps of this many, which is what every broker takes at once.
+const STEP: usize = 500;
 
 /// Add a task, or all tasks of a file, and print their uuids.
 ///

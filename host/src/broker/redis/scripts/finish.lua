@@ -6,7 +6,7 @@ local uuids = {}
 for number = 1, count do uuids[number] = ARGV[4 * number - 2] end
 local values = redis.call('HMGET', leases, unpack(uuids))
 
-local lost, done, items, times, log = {}, {}, {}, {}, {}
+local lost, done, items, times, failed = {}, {}, {}, {}, {}
 local at = 2 + 4 * count
 for number, uuid in ipairs(uuids) do
     local delivery, time, status = ARGV[4 * number - 1], ARGV[4 * number], ARGV[4 * number + 1]
@@ -25,8 +25,7 @@ for number, uuid in ipairs(uuids) do
         times[#times + 1] = time
         times[#times + 1] = uuid
         if attempt ~= '' then
-            log[#log + 1] = 'attempt'
-            log[#log + 1] = attempt
+            failed[#failed + 1] = {attempt = attempt, uuid = uuid, child = child}
         end
     else
         -- Not lost where just this was recorded: then the answer to an earlier call did not arrive.
@@ -46,9 +45,25 @@ for number, uuid in ipairs(uuids) do
         at = at + 3 + child_fields
     end
 end
+-- The attempts stand in a stream, eight in an entry; each record says where its own are.
+for from = 1, #failed, 8 do
+    local entry = {}
+    for place = from, math.min(from + 7, #failed) do
+        entry[#entry + 1] = 'attempt'
+        entry[#entry + 1] = failed[place].attempt
+    end
+    local id = redis.call('XADD', attempts, '*', unpack(entry))
+    for place = from, math.min(from + 7, #failed) do
+        local one = failed[place]
+        local where = string.format('%s:%d', id, place - from)
+        if redis.call('HSETNX', record(one.uuid), 'attempts_at', where) == 0 then
+            where = redis.call('HGET', record(one.uuid), 'attempts_at') .. ' ' .. where
+            redis.call('HSET', record(one.uuid), 'attempts_at', where)
+        end
+        if one.child ~= '' then redis.call('HSET', record(one.child), 'attempts_at', where) end
+    end
+end
 call_over('HDEL', leases, done)
 call_over('ZREM', process, items)
-call_over('ZADD', ended, times)
-if #log > 0 then redis.call('XADD', attempts, '*', unpack(log)) end
-if #done > 0 then redis.call('PUBLISH', changed, '') end
+have_ended(times)
 return lost

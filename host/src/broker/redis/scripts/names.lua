@@ -9,14 +9,29 @@ local own = 'qtasks-host:' .. project .. ':'
 -- delayed: a sorted set, items by the time they are due
 -- leases: a hash, uuid -> "DELIVERY WORKER ITEM"
 -- workers: a hash, worker -> beat
--- ended: a sorted set, uuids of ended records by time
--- attempts: a stream, the attempts that failed
+-- ended: a list, "TIME UUID" of each record that ended, in that order
+-- attempts: a stream, the attempts that failed, several in an entry
 local inbox, delayed, leases, workers = own .. 'inbox', own .. 'delayed', own .. 'leases', own .. 'workers'
 local ended, attempts, changed = own .. 'ended', own .. 'attempts', own .. 'changed'
 
 -- Delivery, worker and item of a lease.
 local function lease_of(value)
     return string.match(value, '^(%d+) (%S+) (.*)$')
+end
+
+-- A call over a list of any length.
+local function call_over(command, key, list)
+    for from = 1, #list, 4000 do
+        redis.call(command, key, unpack(list, from, math.min(from + 3999, #list)))
+    end
+end
+
+-- Notes that these records have ended. In ARGV's words: time, uuid, …
+local function have_ended(times)
+    local notes = {}
+    for at = 1, #times, 2 do notes[#notes + 1] = times[at] .. ' ' .. times[at + 1] end
+    call_over('RPUSH', ended, notes)
+    if #notes > 0 then redis.call('PUBLISH', changed, '') end
 end
 
 -- What these workers hold, in the order in which they took it.
@@ -36,12 +51,5 @@ end
 local function set_fields(key, first, last)
     for from = first, last, 4000 do
         redis.call('HSET', key, unpack(ARGV, from, math.min(from + 3999, last)))
-    end
-end
-
--- A call over a list of any length.
-local function call_over(command, key, list)
-    for from = 1, #list, 4000 do
-        redis.call(command, key, unpack(list, from, math.min(from + 3999, #list)))
     end
 end

@@ -6,12 +6,8 @@ if not status then return 'unknown' end
 if status == 'new' or status == 'process' then return 'underway' end
 redis.call('HDEL', record(uuid), 'returning', 'traceback', 'cancel_reason', 'dead_letter', 'due', 'losses', 'retry',
     'retry_child_uuid', 'resolved_by', 'resolved_by_version', 'resolved_outcome')
-for _, prefix in ipairs({'error_', 'original_error_'}) do
-    for _, part in ipairs({'type', 'message', 'args', 'kwargs', 'causes', 'location'}) do
-        redis.call('HDEL', record(uuid), prefix .. part)
-    end
-end
+redis.call('HDEL', record(uuid), 'error_type', 'error_message', 'error_args', 'error_kwargs', 'error_causes', 'error_location',
+    'original_error_type', 'original_error_message')
 redis.call('HSET', record(uuid), 'status', 'new', 'updated_at', now, 'attempt', '1')
-redis.call('ZREM', ended, uuid)
 redis.call('RPUSH', queue, string.format('%s:%s:%s', found[2] or '', uuid, found[3] or '0'))
 return 'done'

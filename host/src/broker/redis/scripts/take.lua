@@ -60,8 +60,7 @@ local function set_aside(item, reason)
     redis.call('HSET', record(uuid), 'task_name', 'unreadable', 'priority', '0', 'args', '[]', 'kwargs', '{}', 'created_at', now,
         'updated_at', now, 'status', 'error', 'traceback', reason, 'error_type', 'UnreadableTask', 'error_message', reason,
         'dead_letter', reason, 'found_item', found)
-    redis.call('ZADD', ended, now, uuid)
-    redis.call('PUBLISH', changed, '')
+    have_ended({now, uuid})
 end
 
 local taken, held, running, seen = {}, {}, {}, {}

@@ -1,0 +1,406 @@
+//! Tasks through a Redis server: run, plugin error, answer, finish. `cargo bench -p qtasks-host --bench redis`
+//!
+//! Needs `redis-server`; the comparison also a Python with `qtasks` 1.7.3, which QTASKS_TEST_PYTHON names (else `python3`).
+#![allow(missing_docs, reason = "a bench has no readers of its documentation")]
+
+mod support;
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use qtasks_host::broker::{BrokerSettings, BrokerUrl, Record, Store, open};
+use qtasks_host::settings::{Override, Settings};
+use qtasks_host::{App, Running, Task, TaskContext, TaskError};
+use redis::{Connection, Pipeline};
+use serde_json::json;
+use support::{figure, library_of, median, ratio};
+use uuid::Uuid;
+
+/// Tasks of one round.
+const TASKS: usize = 30_000;
+/// Tasks of one round of Python's worker.
+const PYTHON_TASKS: usize = 1_500;
+const ROUNDS: usize = 3;
+/// Tasks in one go of the loop without task logic.
+const PIPELINED: usize = 64;
+const TASK: &str = "resize_image";
+
+fn main() {
+    if let [_, worker, url, name] = &*std::env::args().collect::<Vec<_>>()
+        && worker == "worker"
+    {
+        return work(url, name);
+    }
+    let Some(server) = Server::start() else { return println!("skipped: redis-server cannot be run") };
+    let mut connection = server.connection();
+    let native = Worker::native(&server);
+    native.is_ready(&mut connection);
+    let python = Worker::python(&server);
+    let (mut natives, mut pythons, mut loops, mut bare) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        natives.push(through(&mut connection, &native, TASKS));
+        loops.push(pipelined(&mut connection, TASKS, true));
+        bare.push(pipelined(&mut connection, TASKS, false));
+        if let Some(python) = &python {
+            pythons.push(through(&mut connection, python, PYTHON_TASKS));
+        }
+    }
+    let native_rate = median(natives.into_iter());
+    figure("redis_tasks_per_second", native_rate, "/s");
+    let looped = median(loops.into_iter());
+    figure("redis_pipelined_same_commands_per_second", looped, "/s");
+    ratio("redis_over_pipelined_same_commands", native_rate / looped);
+    let bare = median(bare.into_iter());
+    figure("redis_pipelined_qtasks_commands_per_second", bare, "/s");
+    ratio("redis_over_pipelined_qtasks_commands", native_rate / bare);
+    if pythons.is_empty() {
+        println!("skipped: no Python with qtasks 1.7.3, the ratio to its worker is not measured");
+    } else {
+        let python_rate = median(pythons.into_iter());
+        figure("qtasks_python_tasks_per_second", python_rate, "/s");
+        ratio("redis_over_qtasks_python", native_rate / python_rate);
+    }
+    drop(python);
+    figure("redis_worker_peak_memory", native.peak_memory(), "MB");
+    let (p50, p99) = latency(&server, &native);
+    figure("redis_latency_p50", p50, "ms");
+    figure("redis_latency_p99", p99, "ms");
+    figure("redis_worker_idle", native.idle() * 100.0, "% of a core");
+}
+
+/// The worker's process: this program, with the sample `fallback` through a real `dlopen`.
+fn work(url: &str, name: &str) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let app = app(url, name);
+        app.run().await.expect("it runs");
+    });
+}
+
+fn app(url: &str, name: &str) -> App {
+    let directory = std::env::var("BENCH_PLUGINS").expect("the bench says where the plugins are");
+    let text = |text: &str| toml::Value::from(text);
+    let assignments = [
+        format!("plugin_dir = {}", text(&directory)),
+        format!("state_dir = {}", text(&directory)),
+        format!("guest_program = {}", text(env!("CARGO_BIN_EXE_qtasks-host"))),
+        format!("broker = {}", text(url)),
+        format!("name = {}", text(name)),
+        format!("plugins.fallback.config.values.{TASK} = 123"),
+        "concurrency = 8".to_owned(),
+    ];
+    let overrides = assignments.map(|assignment| Override { flag: String::new(), assignment });
+    let mut app = App::new(Settings::read(None, &overrides).expect("good settings"));
+    app.inline_task(TASK, |ctx: &TaskContext, _: (String,), (): ()| -> Result<(), TaskError> {
+        Err(ctx.plugin_error(json!({"message": "the image is larger than the limit", "bytes": 20_971_520})).into())
+    });
+    app
+}
+
+struct Server {
+    child: Child,
+    port: u16,
+    directory: tempfile::TempDir,
+}
+
+impl Server {
+    fn start() -> Option<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let port = listener.local_addr().expect("it is bound").port();
+        drop(listener);
+        let directory = tempfile::tempdir().expect("a directory");
+        let child = Command::new("redis-server")
+            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+            .arg("--dir")
+            .arg(directory.path())
+            .stdout(Stdio::null())
+            .spawn()
+            .ok()?;
+        let server = Self { child, port, directory };
+        let begun = Instant::now();
+        while redis::Client::open(server.url()).and_then(|client| client.get_connection()).is_err() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "redis-server does not answer");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Some(server)
+    }
+
+    fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/0", self.port)
+    }
+
+    fn connection(&self) -> Connection {
+        redis::Client::open(self.url()).and_then(|client| client.get_connection()).expect("the server runs")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended, which is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A worker in a process of its own, over a project of its own; ends with the bench.
+struct Worker {
+    child: Child,
+    project: &'static str,
+}
+
+impl Worker {
+    fn native(server: &Server) -> Self {
+        let plugins = server.directory.path().join("plugins");
+        std::fs::create_dir(&plugins).expect("a new directory");
+        std::fs::copy(library_of("fallback"), plugins.join("libfallback.so")).expect("a copy");
+        let project = "Native";
+        let child = Command::new(std::env::current_exe().expect("this program"))
+            .args(["worker", &server.url(), project])
+            .env("BENCH_PLUGINS", &plugins)
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("this program runs");
+        Self { child, project }
+    }
+
+    /// Python's, once it has run a task; `None` where there is none.
+    fn python(server: &Server) -> Option<Self> {
+        let python = std::env::var("QTASKS_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+        let is_there = "import importlib.metadata as m; import redis; assert m.version('qtasks') == '1.7.3'";
+        let found = Command::new(&python).args(["-c", is_there]).stderr(Stdio::null()).status();
+        if !found.is_ok_and(|status| status.success()) {
+            return None;
+        }
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/python/qtasks_worker.py");
+        let project = "Python";
+        let child = Command::new(&python)
+            .arg(script)
+            .args([&server.url(), project])
+            .current_dir(server.directory.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("it ran a moment ago");
+        let worker = Self { child, project };
+        worker.is_ready(&mut server.connection());
+        Some(worker)
+    }
+
+    /// Waits until it has run a task.
+    fn is_ready(&self, connection: &mut Connection) {
+        prepare(connection, self.project, 1);
+        let begun = Instant::now();
+        release(connection, self.project);
+        while !is_done(connection, self.project) {
+            assert!(begun.elapsed() < Duration::from_secs(60), "the worker of {} does not work", self.project);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The most memory that it had, in megabytes.
+    fn peak_memory(&self) -> f64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a line of it");
+        peak.trim().trim_end_matches(" kB").parse::<f64>().expect("a number") / 1024.0
+    }
+
+    /// The share of a core that it takes with nothing to do.
+    fn idle(&self) -> f64 {
+        const LOOK: Duration = Duration::from_secs(5);
+        let begin = self.cpu_seconds();
+        std::thread::sleep(LOOK);
+        (self.cpu_seconds() - begin) / LOOK.as_secs_f64()
+    }
+
+    fn cpu_seconds(&self) -> f64 {
+        let mut seconds = 0.0;
+        // The scheduler counts nanoseconds, per thread; the ticks of `stat` are too coarse.
+        for thread in std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("it runs") {
+            let path = thread.expect("a thread").path().join("schedstat");
+            let text = std::fs::read_to_string(path).expect("it runs");
+            seconds += text.split(' ').next().and_then(|ran| ran.parse::<f64>().ok()).expect("a number") / 1e9;
+        }
+        seconds
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // It may have ended, which is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Puts tasks aside, as Python's producer writes them.
+fn prepare(connection: &mut Connection, project: &str, tasks: usize) {
+    for _ in 0..tasks.div_ceil(500) {
+        let mut pipeline = Pipeline::new();
+        for _ in 0..tasks.min(500) {
+            let uuid = Uuid::new_v4();
+            let now = "1795333232.880758";
+            let fields = [
+                ("task_name", TASK),
+                ("priority", "0"),
+                ("args", r#"["a.png"]"#),
+                ("kwargs", "{}"),
+                ("created_at", now),
+                ("updated_at", now),
+                ("status", "new"),
+            ];
+            pipeline.hset_multiple(format!("{project}:{uuid}"), &fields).ignore();
+            pipeline.rpush(format!("staged:{project}"), format!("{TASK}:{uuid}:0")).ignore();
+        }
+        pipeline.query::<()>(connection).expect("the server runs");
+    }
+}
+
+/// Lets what was put aside wait in the queue, all at once.
+fn release(connection: &mut Connection, project: &str) {
+    let renamed: redis::RedisResult<()> =
+        redis::cmd("RENAME").arg(format!("staged:{project}")).arg(format!("{project}:task_queue")).query(connection);
+    renamed.expect("tasks were put aside");
+}
+
+fn is_done(connection: &mut Connection, project: &str) -> bool {
+    let left: (u64, u64, u64) = redis::pipe()
+        .cmd("LLEN")
+        .arg(format!("{project}:task_queue"))
+        .cmd("LLEN")
+        .arg(format!("qtasks-host:{project}:inbox"))
+        .cmd("ZCARD")
+        .arg(format!("{project}:task_process"))
+        .query(connection)
+        .expect("the server runs");
+    left == (0, 0, 0)
+}
+
+/// Tasks per second of a worker that finds them all waiting.
+fn through(connection: &mut Connection, worker: &Worker, tasks: usize) -> f64 {
+    let _: () = redis::cmd("FLUSHDB").query(connection).expect("the server runs");
+    prepare(connection, worker.project, tasks);
+    let begun = Instant::now();
+    release(connection, worker.project);
+    while !is_done(connection, worker.project) {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    let sample: String = redis::cmd("EVAL")
+        .arg("local n = 0; for _, key in ipairs(redis.call('KEYS', KEYS[1] .. ':????????-*')) do if redis.call('HGET', key, 'returning') == '123' then n = n + 1 end end; return tostring(n)")
+        .arg(1)
+        .arg(worker.project)
+        .query(connection)
+        .expect("the server runs");
+    assert_eq!(sample, tasks.to_string(), "every task has the plugin's answer");
+    tasks as f64 / seconds
+}
+
+/// Tasks per second of the same commands in a row, with no scripts, no leases checked and no task run: what the server gives. With
+/// `all`, this program's own keys as well; without, QTasks' alone.
+fn pipelined(connection: &mut Connection, tasks: usize, all: bool) -> f64 {
+    let project = "Loop";
+    let _: () = redis::cmd("FLUSHDB").query(connection).expect("the server runs");
+    prepare(connection, project, tasks);
+    let key = |name: &str| format!("qtasks-host:{project}:{name}");
+    let error = r#"{"type":"TaskPluginTriggerError","message":"the image is larger than the limit","args":[],"kwargs":{"message":"the image is larger than the limit","bytes":20971520}}"#;
+    let begun = Instant::now();
+    release(connection, project);
+    loop {
+        let items: Option<Vec<String>> =
+            redis::cmd("LPOP").arg(format!("{project}:task_queue")).arg(PIPELINED).query(connection).expect("the server runs");
+        let Some(items) = items else { break };
+        let mut pipeline = Pipeline::new();
+        let (mut hashes, mut uuids) = (Vec::new(), Vec::new());
+        for item in &items {
+            let uuid = item.split(':').nth(1).expect("a uuid").to_owned();
+            let hash = format!("{project}:{uuid}");
+            pipeline.cmd("HGETALL").arg(&hash);
+            pipeline.cmd("HSET").arg(&hash).arg("status").arg("process").arg("updated_at").arg("1795333232.880758").ignore();
+            pipeline.cmd("ZADD").arg(format!("{project}:task_process")).arg(0).arg(item).ignore();
+            if all {
+                pipeline.cmd("HSET").arg(key("leases")).arg(&uuid).arg(format!("1 {uuid} {item}")).ignore();
+            }
+            hashes.push(hash);
+            uuids.push(uuid);
+        }
+        let records: Vec<std::collections::HashMap<String, String>> = pipeline.query(connection).expect("the server runs");
+        let mut pipeline = Pipeline::new();
+        for (((hash, item), uuid), record) in hashes.iter().zip(&items).zip(&uuids).zip(&records) {
+            let set = pipeline.cmd("HSET").arg(hash);
+            for name in ["task_name", "priority", "args", "kwargs", "created_at"] {
+                set.arg(name).arg(&record[name]);
+            }
+            set.arg("updated_at").arg("1795333233.880758").arg("status").arg("success").arg("returning").arg("123");
+            if all {
+                let history = format!(
+                    r#"[{{"attempt":1,"at":1795333233.5,"seconds":0.00001,"error":{error},"decisions":[{{"event":1,"trigger":"task_executor_run_task_trigger_error","plugin":"fallback","version":"0.1.0","digest":"{uuid}{uuid}","outcome":"result","seconds":0.000002}}]}}]"#
+                );
+                set.arg("attempt").arg(1).arg("original_error_type").arg("TaskPluginTriggerError");
+                set.arg("original_error_message").arg("the image is larger than the limit").arg("original_error_args").arg("[]");
+                set.arg("original_error_kwargs").arg(r#"{"message":"the image is larger than the limit","bytes":20971520}"#);
+                set.arg("resolved_by")
+                    .arg("fallback")
+                    .arg("resolved_by_version")
+                    .arg("0.1.0")
+                    .arg("resolved_outcome")
+                    .arg("result");
+                set.arg("history").arg(&history);
+                set.ignore();
+                pipeline.cmd("HDEL").arg(key("leases")).arg(uuid).ignore();
+                pipeline.cmd("ZADD").arg(key("ended")).arg("1795333233.880758").arg(uuid).ignore();
+                pipeline.cmd("XADD").arg(key("attempts")).arg("*").arg("attempt").arg(history).ignore();
+            } else {
+                set.ignore();
+            }
+            pipeline.cmd("ZREM").arg(format!("{project}:task_process")).arg(item).ignore();
+        }
+        pipeline.query::<()>(connection).expect("the server runs");
+    }
+    tasks as f64 / begun.elapsed().as_secs_f64()
+}
+
+/// From adding a task to having its result in a client of its own, one at a time: median and 99th percentile, in milliseconds.
+fn latency(server: &Server, worker: &Worker) -> (f64, f64) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let mut times = runtime.block_on(async {
+        // A client only: it loads no plugin.
+        let directory = tempfile::tempdir().expect("a directory");
+        let overrides = ["plugin_dir", "state_dir"].map(|setting| Override {
+            flag: String::new(),
+            assignment: format!("{setting} = {}", toml::Value::from(directory.path().to_str().expect("a plain path"))),
+        });
+        let running: Running =
+            App::new(Settings::read(None, &overrides).expect("good settings")).start().await.expect("it starts");
+        let url: BrokerUrl = server.url().parse().expect("a URL");
+        let settings = BrokerSettings { name: worker.project.into(), ..BrokerSettings::new(url) };
+        let store = running.store(open(&settings).await.expect("the server runs"));
+        let mut times = Vec::new();
+        for _ in 0..500 {
+            times.push(one_task(&store).await);
+        }
+        times
+    });
+    times.sort_by(f64::total_cmp);
+    (times[times.len() / 2], times[times.len() * 99 / 100])
+}
+
+async fn one_task(client: &Arc<Store>) -> f64 {
+    let task = Task::new(TASK).and_then(|task| task.with_arguments(("a.png",), json!({}))).expect("a task");
+    let uuid = task.uuid;
+    let begun = Instant::now();
+    client.add(vec![Record::new(task)]).await.expect("room");
+    loop {
+        let mut changed = client.backend().changed(Duration::from_secs(1));
+        let changed_already = futures_util::FutureExt::now_or_never(changed.as_mut()).is_some();
+        let found = client.get(uuid).await.expect("an answer").expect("it was added");
+        if found.status.has_ended() {
+            return begun.elapsed().as_secs_f64() * 1e3;
+        }
+        if !changed_already {
+            changed.await;
+        }
+    }
+}
