@@ -209,12 +209,15 @@ fn json<'a>(value: &impl Serialize) -> Cow<'a, str> {
     Cow::Owned(serde_json::to_string(value).unwrap_or_else(|_| "null".to_owned()))
 }
 
+/// Fields and values as the server gives them.
+pub(super) type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// What stands in a hash.
 #[derive(Debug)]
-pub(super) struct Hash(Vec<(Vec<u8>, Vec<u8>)>);
+pub(super) struct Hash(Pairs);
 
 impl Hash {
-    pub(super) fn new(pairs: Vec<(Vec<u8>, Vec<u8>)>) -> Self {
+    pub(super) fn new(pairs: Pairs) -> Self {
         Self(pairs)
     }
 

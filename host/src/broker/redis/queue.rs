@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use redis::{FromRedisValue, ParsingError, Value};
 use uuid::Uuid;
 
-use super::hash::{self, Flat, Hash, item};
+use super::hash::{self, Flat, Hash, Pairs, item};
 use super::keys::Keys;
 use super::link::Link;
 use super::python_json::repr;
@@ -29,7 +29,7 @@ pub(super) struct Handed {
 
 impl FromRedisValue for Handed {
     fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
-        let (item, uuid, delivery, hash): (Vec<u8>, String, i64, Vec<(Vec<u8>, Vec<u8>)>) = redis::from_redis_value(value)?;
+        let (item, uuid, delivery, hash): (_, _, _, Pairs) = redis::from_redis_value(value)?;
         Ok(Self { item, uuid, delivery, hash: Hash::new(hash) })
     }
 }

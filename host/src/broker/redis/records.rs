@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::hash::{self, Hash};
+use super::hash::{self, Hash, Pairs};
 use super::keys::Keys;
 use super::link::Link;
 use super::python_json::repr;
@@ -24,6 +24,9 @@ use crate::broker::{Cancelled, Counts, Filter, Requeued};
 const STEP: usize = 1000;
 /// QTasks' clients take a project for dead when this many seconds went by without a word.
 const RUNNING: u64 = 20;
+
+/// Two fields of a hash, where they are there.
+type TwoFields = (Option<Vec<u8>>, Option<Vec<u8>>);
 
 /// Several commands in one go, each answered.
 async fn together<T: FromRedisValue>(link: &Link, commands: impl Iterator<Item = Cmd>) -> Result<Vec<T>, BrokerError> {
@@ -90,7 +93,7 @@ pub(super) async fn list(link: &Link, keys: &Keys, filter: &Filter) -> Result<Ve
     loop {
         let (next, step) = scan(link, cursor, &pattern, true).await?;
         let uuids: Vec<Uuid> = step.iter().filter_map(|key| keys.uuid_of(key)).collect();
-        let hashes: Vec<Vec<(Vec<u8>, Vec<u8>)>> =
+        let hashes: Vec<Pairs> =
             together(link, uuids.iter().map(|uuid| redis::cmd("HGETALL").arg(keys.record(*uuid)).to_owned())).await?;
         for (uuid, pairs) in uuids.into_iter().zip(hashes) {
             match Hash::new(pairs).record(uuid) {
@@ -235,7 +238,7 @@ pub(super) async fn counts(link: &Link, keys: &Keys) -> Result<Counts, BrokerErr
     loop {
         let (next, step) = scan(link, cursor, &pattern, true).await?;
         let ask = |key: &Vec<u8>| redis::cmd("HMGET").arg(key).arg("status").arg("dead_letter").to_owned();
-        let found: Vec<(Option<Vec<u8>>, Option<Vec<u8>>)> = together(link, step.iter().map(ask)).await?;
+        let found: Vec<TwoFields> = together(link, step.iter().map(ask)).await?;
         for (status, dead_letter) in found {
             let status = status.and_then(|status| TaskStatus::from_name(&String::from_utf8_lossy(&status)));
             if let Some(status) = status {
@@ -273,8 +276,8 @@ pub(super) async fn prune(
     let (next, step) = scan(link, cursor.load(Relaxed), &keys.records(), true).await?;
     cursor.store(next, Relaxed);
     let ask = |key: &Vec<u8>| redis::cmd("HMGET").arg(key).arg("status").arg("updated_at").to_owned();
-    let found: Vec<(Option<Vec<u8>>, Option<Vec<u8>>)> = together(link, step.iter().map(ask)).await?;
-    let is_old = |(status, updated_at): &(Option<Vec<u8>>, Option<Vec<u8>>)| {
+    let found: Vec<TwoFields> = together(link, step.iter().map(ask)).await?;
+    let is_old = |(status, updated_at): &TwoFields| {
         let text = |bytes: &Option<Vec<u8>>| bytes.as_deref().map(|bytes| String::from_utf8_lossy(bytes).into_owned());
         text(status).and_then(|status| TaskStatus::from_name(&status)).is_some_and(TaskStatus::has_ended)
             && text(updated_at).and_then(|at| at.parse::<f64>().ok()).is_some_and(|at| at < oldest)
