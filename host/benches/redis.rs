@@ -40,16 +40,21 @@ fn main() {
     native.is_ready(&mut connection);
     let python = Worker::python(&server);
     let (mut natives, mut pythons, mut loops, mut bare) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut busy = Vec::new();
     for _ in 0..ROUNDS {
-        natives.push(through(&mut connection, &native, TASKS));
+        let (rate, took) = through(&mut connection, &server, &native, TASKS);
+        natives.push(rate);
+        busy.push(took);
         loops.push(pipelined(&mut connection, TASKS, true));
         bare.push(pipelined(&mut connection, TASKS, false));
         if let Some(python) = &python {
-            pythons.push(through(&mut connection, python, PYTHON_TASKS));
+            pythons.push(through(&mut connection, &server, python, PYTHON_TASKS).0);
         }
     }
     let native_rate = median(natives.into_iter());
     figure("redis_tasks_per_second", native_rate, "/s");
+    figure("redis_worker_cpu_per_task", median(busy.iter().map(|took| took.worker)), "µs");
+    figure("redis_server_cpu_per_task", median(busy.iter().map(|took| took.server)), "µs");
     let looped = median(loops.into_iter());
     figure("redis_pipelined_same_commands_per_second", looped, "/s");
     ratio("redis_over_pipelined_same_commands", native_rate / looped);
@@ -209,21 +214,14 @@ impl Worker {
 
     /// The share of a core that it takes with nothing to do.
     fn idle(&self) -> f64 {
-        const LOOK: Duration = Duration::from_secs(5);
+        const LOOK: Duration = Duration::from_secs(10);
         let begin = self.cpu_seconds();
         std::thread::sleep(LOOK);
         (self.cpu_seconds() - begin) / LOOK.as_secs_f64()
     }
 
     fn cpu_seconds(&self) -> f64 {
-        let mut seconds = 0.0;
-        // The scheduler counts nanoseconds, per thread; the ticks of `stat` are too coarse.
-        for thread in std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("it runs") {
-            let path = thread.expect("a thread").path().join("schedstat");
-            let text = std::fs::read_to_string(path).expect("it runs");
-            seconds += text.split(' ').next().and_then(|ran| ran.parse::<f64>().ok()).expect("a number") / 1e9;
-        }
-        seconds
+        cpu_seconds(&self.child)
     }
 }
 
@@ -233,6 +231,15 @@ impl Drop for Worker {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// What a process has taken of the cores so far, in ticks of 10 ms: threads that ended are counted as well.
+fn cpu_seconds(process: &Child) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.id())).expect("it runs");
+    let (_, fields) = stat.rsplit_once(") ").expect("a name in brackets");
+    let ticks = |field: usize| fields.split(' ').nth(field).and_then(|ticks| ticks.parse::<f64>().ok()).expect("a number");
+    // utime and stime.
+    (ticks(11) + ticks(12)) / 100.0
 }
 
 /// Puts tasks aside, as Python's producer writes them.
@@ -278,16 +285,25 @@ fn is_done(connection: &mut Connection, project: &str) -> bool {
     left == (0, 0, 0)
 }
 
+/// What one task took of a core, in microseconds.
+struct Took {
+    worker: f64,
+    server: f64,
+}
+
 /// Tasks per second of a worker that finds them all waiting.
-fn through(connection: &mut Connection, worker: &Worker, tasks: usize) -> f64 {
+fn through(connection: &mut Connection, server: &Server, worker: &Worker, tasks: usize) -> (f64, Took) {
     let _: () = redis::cmd("FLUSHDB").query(connection).expect("the server runs");
     prepare(connection, worker.project, tasks);
+    let before = (worker.cpu_seconds(), cpu_seconds(&server.child));
     let begun = Instant::now();
     release(connection, worker.project);
     while !is_done(connection, worker.project) {
         std::thread::sleep(Duration::from_millis(2));
     }
     let seconds = begun.elapsed().as_secs_f64();
+    let per_task = |before: f64, now: f64| (now - before) / tasks as f64 * 1e6;
+    let took = Took { worker: per_task(before.0, worker.cpu_seconds()), server: per_task(before.1, cpu_seconds(&server.child)) };
     let sample: String = redis::cmd("EVAL")
         .arg("local n = 0; for _, key in ipairs(redis.call('KEYS', KEYS[1] .. ':????????-*')) do if redis.call('HGET', key, 'returning') == '123' then n = n + 1 end end; return tostring(n)")
         .arg(1)
@@ -295,7 +311,7 @@ fn through(connection: &mut Connection, worker: &Worker, tasks: usize) -> f64 {
         .query(connection)
         .expect("the server runs");
     assert_eq!(sample, tasks.to_string(), "every task has the plugin's answer");
-    tasks as f64 / seconds
+    (tasks as f64 / seconds, took)
 }
 
 /// Tasks per second of the same commands in a row, with no scripts, no leases checked and no task run: what the server gives. With

@@ -112,18 +112,16 @@ impl Worker {
         upkeep.spawn(upkeep::run(Arc::clone(&self.shared), self.settings));
         let (finishing, finisher) = finisher::start(Arc::clone(&self.shared), reports, self.stop.clone());
 
-        let mut lanes = Lanes::new(Arc::clone(&self.shared), finishing, self.settings);
-        self.work(&mut lanes, cancellations).await;
-        let drained = tokio::time::timeout(self.settings.drain_deadline, lanes.drain()).await;
-        if drained.is_err() {
-            tracing::warn!(
-                "{} tasks still ran after {} s; they are given back",
-                lanes.running(),
-                self.settings.drain_deadline.as_secs_f64()
-            );
+        let lanes = Lanes::new(Arc::clone(&self.shared), finishing, self.settings);
+        // On a thread of the runtime, where the lanes are: a lane that ends need not wake whoever waits for this future. In a set for
+        // the same reason as above.
+        let mut working = JoinSet::new();
+        working.spawn(work(Arc::clone(&self.shared), self.stop.clone(), lanes, cancellations));
+        if let Some(Err(error)) = working.join_next().await
+            && let Ok(panic) = error.try_into_panic()
+        {
+            std::panic::resume_unwind(panic);
         }
-        // Whatever still runs is dropped, and with it the last way to the finisher, which then ends.
-        drop(lanes);
         if let Err(error) = finisher.await {
             tracing::error!("the finisher ended: {error}");
         }
@@ -144,48 +142,54 @@ impl Worker {
         let kwargs = WorkerKwargs { worker: &self.shared.info };
         self.shared.store.dispatcher().fire(trigger, &kwargs).await;
     }
+}
 
-    /// Takes and starts tasks until there is nothing more to take.
-    async fn work(&self, lanes: &mut Lanes, mut cancellations: mpsc::UnboundedReceiver<Cancellation>) {
-        let mut taking: Option<Answer<'_, Vec<Taken>>> = None;
-        let mut pause = FIRST_PAUSE;
-        let mut told = true;
-        let stopped = self.stop.wait();
-        tokio::pin!(stopped);
-        loop {
-            let room = lanes.room();
-            if taking.is_none() && room > 0 {
-                taking = Some(Box::pin(self.shared.store.take(room, &self.shared.info)));
-            }
-            tokio::select! {
-                () = &mut stopped => return,
-                Some(taken) = async { Some(taking.as_mut()?.await) }, if taking.is_some() => {
-                    taking = None;
-                    match taken {
-                        Ok(taken) if taken.is_empty() => return,
-                        Ok(taken) => {
-                            (pause, told) = (FIRST_PAUSE, true);
-                            lanes.add(taken).await;
+/// Takes and runs tasks until there is nothing more to take, and until what runs has ended or the drain deadline has come. What still
+/// runs then is dropped, and with it the last way to the finisher.
+async fn work(shared: Arc<Shared>, stop: Stop, mut lanes: Lanes, mut cancellations: mpsc::UnboundedReceiver<Cancellation>) {
+    let (store, info) = (&shared.store, &shared.info);
+    let mut taking: Option<Answer<'_, Vec<Taken>>> = None;
+    let mut pause = FIRST_PAUSE;
+    let mut told = true;
+    let stopped = stop.wait();
+    tokio::pin!(stopped);
+    loop {
+        let room = lanes.room();
+        if taking.is_none() && room > 0 {
+            taking = Some(Box::pin(store.take(room, info)));
+        }
+        tokio::select! {
+            () = &mut stopped => break,
+            Some(taken) = async { Some(taking.as_mut()?.await) }, if taking.is_some() => {
+                taking = None;
+                match taken {
+                    Ok(taken) if taken.is_empty() => break,
+                    Ok(taken) => {
+                        (pause, told) = (FIRST_PAUSE, true);
+                        lanes.add(taken).await;
+                    }
+                    Err(error) => {
+                        // Said once, and again when it has been going on for long.
+                        if told || pause == LONGEST_PAUSE {
+                            tracing::error!("no tasks can be taken, trying again: {}", chain(&error));
+                            told = false;
                         }
-                        Err(error) => {
-                            // Said once, and again when it has been going on for long.
-                            if told || pause == LONGEST_PAUSE {
-                                tracing::error!("no tasks can be taken, trying again: {}", chain(&error));
-                                told = false;
-                            }
-                            let waited = pause;
-                            taking = Some(Box::pin(async move {
-                                tokio::time::sleep(waited).await;
-                                self.shared.store.take(room, &self.shared.info).await
-                            }));
-                            pause = (pause * 2).min(LONGEST_PAUSE);
-                        }
+                        let waited = pause;
+                        taking = Some(Box::pin(async move {
+                            tokio::time::sleep(waited).await;
+                            store.take(room, info).await
+                        }));
+                        pause = (pause * 2).min(LONGEST_PAUSE);
                     }
                 }
-                () = lanes.ended(), if lanes.running() > 0 => lanes.start_waiting(),
-                Some(cancellation) = cancellations.recv() => lanes.cancel(cancellation),
             }
+            () = lanes.ended(), if lanes.running() > 0 => lanes.start_waiting(),
+            Some(cancellation) = cancellations.recv() => lanes.cancel(cancellation),
         }
+    }
+    let deadline = lanes.settings.drain_deadline;
+    if tokio::time::timeout(deadline, lanes.drain()).await.is_err() {
+        tracing::warn!("{} tasks still ran after {} s; they are given back", lanes.running(), deadline.as_secs_f64());
     }
 }
 
@@ -242,8 +246,12 @@ impl Lanes {
             reason = "a rough number, bounded below"
         )]
         let shortly = (AHEAD.as_secs_f64() / self.usual * self.settings.concurrency as f64) as usize;
-        let most = self.settings.concurrency + shortly.min(self.settings.prefetch);
-        most.saturating_sub(self.running.len() + self.waiting.len())
+        let ahead = shortly.min(self.settings.prefetch);
+        // Many at once cost the broker less than one after the other.
+        if self.waiting.len() > ahead / 2 {
+            return 0;
+        }
+        (self.settings.concurrency + ahead).saturating_sub(self.running.len() + self.waiting.len())
     }
 
     async fn add(&mut self, taken: Vec<Taken>) {
@@ -262,28 +270,36 @@ impl Lanes {
             let (cancel, cancelled) = oneshot::channel();
             self.cancels.insert(uuid, cancel);
             let (shared, finishing) = (Arc::clone(&self.shared), self.finishing.clone());
-            self.running.spawn(async move {
+            // In a box: it is large, and moves several times on its way to a thread.
+            self.running.spawn(Box::pin(async move {
                 let begun = std::time::Instant::now();
                 let ended = lane::run(&shared, taken, cancelled).await;
                 let took = begun.elapsed();
                 // The finisher outlives every lane.
                 let _ = finishing.send(ended).await;
                 (uuid, took)
-            });
+            }));
         }
     }
 
-    /// One of those that run has ended.
+    /// Waits until one of those that run has ended, and takes note of all that have.
     async fn ended(&mut self) {
-        match self.running.join_next().await {
-            Some(Ok((uuid, took))) => {
+        let mut ended = self.running.join_next().await;
+        while let Some(one) = ended {
+            self.one_ended(one);
+            ended = self.running.try_join_next();
+        }
+    }
+
+    fn one_ended(&mut self, ended: Result<(Uuid, Duration), tokio::task::JoinError>) {
+        match ended {
+            Ok((uuid, took)) => {
                 self.cancels.remove(&uuid);
                 let took = took.as_secs_f64();
                 self.usual = if self.usual.is_finite() { self.usual + (took - self.usual) / 16.0 } else { took };
             }
             // Its lease holds until this worker ends; then another one runs it.
-            Some(Err(error)) => tracing::error!("a worker lane ended: {error}"),
-            None => {}
+            Err(error) => tracing::error!("a worker lane ended: {error}"),
         }
     }
 

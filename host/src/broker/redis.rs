@@ -257,7 +257,9 @@ impl Broker for RedisBackend {
                 lost.extend(queue::finish(&self.link, &self.keys, part).await?);
             }
             let mut held = self.held();
-            held.retain(|lease| !batch.iter().any(|finish| finish.lease == *lease));
+            for finish in &*batch {
+                held.remove(&finish.lease);
+            }
             Ok(lost)
         })
     }
@@ -284,7 +286,9 @@ impl Broker for RedisBackend {
             {
                 // Whether this arrives or not, they are not this worker's any more.
                 let mut held = self.held();
-                held.retain(|lease| !taken.iter().any(|taken| taken.lease == *lease));
+                for taken in &taken {
+                    held.remove(&taken.lease);
+                }
             }
             self.unsure_while(queue::give_back(&self.link, &self.keys, &taken)).await
         })
