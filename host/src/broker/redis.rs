@@ -15,7 +15,7 @@ mod queue;
 mod records;
 mod script;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -34,7 +34,7 @@ use super::record::{DecisionRecord, Fields, Record, unix_now};
 use super::settings::BrokerSettings;
 use super::watched::Watched;
 use super::{Answer, Broker, Cancellation, Cancelled, Counts, Filter, Finish, Lease, Requeued, Storage, Taken};
-use crate::task::BoxFuture;
+use crate::task::{BoxFuture, Task};
 
 /// How long an answer may take; a script over many tasks takes milliseconds.
 const RESPONSE: Duration = Duration::from_secs(10);
@@ -62,8 +62,8 @@ pub struct RedisBackend {
     watched: Mutex<Watched>,
     /// Items that workers without leases have, and since when they were seen.
     foreign: Mutex<HashMap<Vec<u8>, Instant>>,
-    /// What this worker knows that it has. The server may know of more, where an answer did not arrive.
-    held: Mutex<HashSet<Lease>>,
+    /// What this worker knows that it has, as it was taken. The server may know of more, where an answer did not arrive.
+    held: Mutex<HashMap<Lease, Task>>,
     /// An answer did not arrive.
     unsure: AtomicBool,
     /// How far the search for records that Python workers ended has come.
@@ -113,14 +113,14 @@ impl RedisBackend {
         })
     }
 
-    fn held(&self) -> MutexGuard<'_, HashSet<Lease>> {
+    fn held(&self) -> MutexGuard<'_, HashMap<Lease, Task>> {
         locked(&self.held)
     }
 
     /// Remembers what was taken, and sets aside what cannot run.
     async fn keep(&self, handed: Vec<queue::Handed>) -> Result<Vec<Taken>, BrokerError> {
         let sorted = queue::sort(handed);
-        self.held().extend(sorted.taken.iter().map(|taken| taken.lease));
+        self.held().extend(sorted.taken.iter().map(|taken| (taken.lease, taken.record.task.clone())));
         if !sorted.unreadable.is_empty()
             && let Err(error) = queue::set_aside(&self.link, &self.keys, &sorted.unreadable).await
         {
@@ -138,14 +138,13 @@ impl RedisBackend {
             self.unsure_while(self.give_back_unknown()).await?;
         }
         loop {
-            let (handed, due) = self.unsure_while(queue::take(&self.link, &self.keys, self.worker, most)).await?;
-            let any = !handed.is_empty();
-            let taken = self.keep(handed).await?;
+            let took = self.unsure_while(queue::take(&self.link, &self.keys, self.worker, most)).await?;
+            let taken = self.keep(took.handed).await?;
             if !taken.is_empty() {
                 return Ok(taken);
             }
-            if !any {
-                self.wait(due).await?;
+            if took.was_empty {
+                self.wait(took.next_due).await?;
             }
         }
     }
@@ -175,7 +174,7 @@ impl RedisBackend {
         let unknown: Vec<(String, i64)> = {
             let held = self.held();
             let knows = |lease: &queue::Held| {
-                lease.uuid.parse().is_ok_and(|uuid| held.contains(&Lease { uuid, delivery: lease.delivery }))
+                lease.uuid.parse().is_ok_and(|uuid| held.contains_key(&Lease { uuid, delivery: lease.delivery }))
             };
             let ours = leases.into_iter().filter(|lease| lease.worker == self.worker && !knows(lease));
             ours.map(|lease| (lease.uuid, lease.delivery)).collect()
@@ -254,7 +253,11 @@ impl Broker for RedisBackend {
         Box::pin(async move {
             let mut lost = Vec::new();
             for part in batch.chunks(queue::MOST) {
-                lost.extend(queue::finish(&self.link, &self.keys, part).await?);
+                let before: Vec<Option<Task>> = {
+                    let held = self.held();
+                    part.iter().map(|finish| held.get(&finish.lease).cloned()).collect()
+                };
+                lost.extend(queue::finish(&self.link, &self.keys, part, &before).await?);
             }
             let mut held = self.held();
             for finish in &*batch {

@@ -3,6 +3,7 @@
 //! Nothing in a hash is believed: others write there as well.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use qtasks_plugin_api::{ErrorBody, bounds};
 use serde::Serialize;
@@ -113,15 +114,28 @@ pub(super) fn of_new(record: &Record) -> Flat<'_> {
     flat
 }
 
-/// What an attempt makes of a record. QTasks empties the arguments of a task that failed; here they stay.
-pub(super) fn of_ended<'a>(record: &'a Record, status: TaskStatus) -> Flat<'a> {
+/// What an attempt makes of a record. QTasks writes all fields again, and empties the arguments of a task that failed; here what is
+/// as it was `before` stays as it is.
+pub(super) fn of_ended<'a>(record: &'a Record, status: TaskStatus, before: Option<&Task>) -> Flat<'a> {
     let task = &record.task;
     let mut flat = Flat::with_capacity(32);
-    field(&mut flat, "task_name", &*task.name);
-    field(&mut flat, "priority", number(task.priority));
-    field(&mut flat, "args", task.args.get());
-    field(&mut flat, "kwargs", task.kwargs.get());
-    field(&mut flat, "created_at", repr(task.created_at));
+    let is_new = |same: fn(&Task, &Task) -> bool| before.is_none_or(|before| !same(before, task));
+    if is_new(|before, task| before.name == task.name) {
+        field(&mut flat, "task_name", &*task.name);
+    }
+    if is_new(|before, task| before.priority == task.priority) {
+        field(&mut flat, "priority", number(task.priority));
+    }
+    if is_new(|before, task| Arc::ptr_eq(&before.args, &task.args)) {
+        field(&mut flat, "args", task.args.get());
+    }
+    if is_new(|before, task| Arc::ptr_eq(&before.kwargs, &task.kwargs)) {
+        field(&mut flat, "kwargs", task.kwargs.get());
+    }
+    #[expect(clippy::float_cmp, reason = "the same number, or another one")]
+    if is_new(|before, task| before.created_at == task.created_at) {
+        field(&mut flat, "created_at", repr(task.created_at));
+    }
     field(&mut flat, "updated_at", repr(record.updated_at));
     field(&mut flat, "status", status.name());
     if let Some(returning) = &record.returning {

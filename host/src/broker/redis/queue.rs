@@ -13,6 +13,7 @@ use super::script;
 use crate::broker::error::{BrokerError, BrokerErrorKind};
 use crate::broker::record::{Record, TaskStatus, unix_now};
 use crate::broker::{Again, Finish, Lease, Taken};
+use crate::task::Task;
 
 /// So many tasks at the head of the queue are looked at for those of a higher priority.
 const WINDOW: usize = 256;
@@ -114,24 +115,38 @@ pub(super) async fn add(link: &Link, keys: &Keys, records: &[Record]) -> Result<
     }
 }
 
-/// Leases up to `most` tasks to `worker`; gives also when the next delayed one is due.
-pub(super) async fn take(link: &Link, keys: &Keys, worker: Uuid, most: usize) -> Result<(Vec<Handed>, Option<f64>), BrokerError> {
-    let mut call = script::TAKE.call(&keys.project);
-    call.arg(worker.to_string()).arg(repr(unix_now())).arg(most.clamp(1, MOST)).arg(WINDOW);
-    let (handed, due): (Vec<Handed>, String) = link.call(&script::TAKE, &call).await?;
-    Ok((handed, due.parse().ok()))
+/// What was found in the queue.
+pub(super) struct Took {
+    pub(super) handed: Vec<Handed>,
+    /// When the next delayed task is due.
+    pub(super) next_due: Option<f64>,
+    /// Nothing waited, not even what is no task.
+    pub(super) was_empty: bool,
 }
 
-/// Records what became of attempts; gives the leases that were lost.
-pub(super) async fn finish(link: &Link, keys: &Keys, batch: &[Finish]) -> Result<Vec<Lease>, BrokerError> {
+/// Leases up to `most` tasks to `worker`.
+pub(super) async fn take(link: &Link, keys: &Keys, worker: Uuid, most: usize) -> Result<Took, BrokerError> {
+    let mut call = script::TAKE.call(&keys.project);
+    call.arg(worker.to_string()).arg(repr(unix_now())).arg(most.clamp(1, MOST)).arg(WINDOW);
+    let (handed, due, items): (Vec<Handed>, String, usize) = link.call(&script::TAKE, &call).await?;
+    Ok(Took { handed, next_due: due.parse().ok(), was_empty: items == 0 })
+}
+
+/// Records what became of attempts, which began with the tasks `before`; gives the leases that were lost.
+pub(super) async fn finish(
+    link: &Link,
+    keys: &Keys,
+    batch: &[Finish],
+    before: &[Option<Task>],
+) -> Result<Vec<Lease>, BrokerError> {
     let mut call = script::FINISH.call(&keys.project);
     call.arg(batch.len());
     for Finish { lease, record, retry, .. } in batch {
         let status = if retry.is_some() { TaskStatus::Retry } else { record.status };
         call.arg(lease.uuid.to_string()).arg(lease.delivery).arg(repr(record.updated_at)).arg(status.name());
     }
-    for finish in batch {
-        one_finish(&mut call, finish);
+    for (finish, before) in batch.iter().zip(before) {
+        one_finish(&mut call, finish, before.as_ref());
     }
     let lost: Vec<String> = link.call(&script::FINISH, &call).await?;
     let is_lost = |finish: &&Finish| lost.iter().any(|lost| lost.parse() == Ok(finish.lease.uuid));
@@ -147,13 +162,13 @@ struct AttemptEntry<'a> {
     attempt: &'a crate::broker::Attempt,
 }
 
-fn one_finish(call: &mut redis::Cmd, finish: &Finish) {
+fn one_finish(call: &mut redis::Cmd, finish: &Finish, before: Option<&Task>) {
     let Finish { lease, record, retry, attempt } = finish;
     let entry = attempt.as_ref().map(|attempt| AttemptEntry { uuid: lease.uuid, task_name: &record.task.name, attempt });
     // An attempt holds nothing that has no JSON form.
     call.arg(entry.and_then(|entry| serde_json::to_string(&entry).ok()).unwrap_or_default());
     let Some(Again { after, left }) = *retry else {
-        counted(call, &hash::of_ended(record, record.status));
+        counted(call, &hash::of_ended(record, record.status, before));
         call.arg("");
         return;
     };
@@ -163,7 +178,7 @@ fn one_finish(call: &mut redis::Cmd, finish: &Finish) {
     parent.retry = Some(left.into());
     parent.retry_child_uuid = Some(child_uuid);
     parent.task.attempt = attempt.as_ref().map_or(record.task.attempt, |attempt| attempt.attempt);
-    counted(call, &hash::of_ended(&parent, TaskStatus::Retry));
+    counted(call, &hash::of_ended(&parent, TaskStatus::Retry, before));
     let mut child = record.clone();
     child.task.uuid = child_uuid;
     child.task.created_at = unix_now();

@@ -141,7 +141,7 @@ pub(super) async fn update(link: &Link, keys: &Keys, uuid: Uuid, fields: Fields)
         let removed: Vec<&str> = removed.into_iter().filter_map(|(name, is_removed)| is_removed.then_some(name)).collect();
         let mut call = script::UPDATE.call(&keys.project);
         call.arg(uuid.to_string()).arg(before.status.name()).arg(removed.len()).arg(removed);
-        for part in hash::of_ended(&record, record.status) {
+        for part in hash::of_ended(&record, record.status, None) {
             call.arg(&*part);
         }
         match link.call::<String>(&script::UPDATE, &call).await?.as_str() {

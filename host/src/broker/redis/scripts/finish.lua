@@ -6,6 +6,14 @@ local uuids = {}
 for number = 1, count do uuids[number] = ARGV[4 * number - 2] end
 local values = redis.call('HMGET', leases, unpack(uuids))
 
+-- Whether these fields are all that a record needs.
+local function whole(first, last)
+    for at = first, last, 2 do
+        if ARGV[at] == 'args' then return true end
+    end
+    return false
+end
+
 local lost, done, items, times, failed = {}, {}, {}, {}, {}
 local at = 2 + 4 * count
 for number, uuid in ipairs(uuids) do
@@ -13,18 +21,20 @@ for number, uuid in ipairs(uuids) do
     local attempt, fields = ARGV[at], tonumber(ARGV[at + 1])
     local first, child = at + 2, ARGV[at + 2 + fields]
     at = at + 3 + fields
-    local held, item
+    local held, kept, item
     if values[number] then
         local current, _, its_item = lease_of(values[number])
         held, item = current == delivery, its_item
     end
     if held then
-        set_fields(record(uuid), first, first + fields - 1)
+        -- Where QTasks' `flush_all` has removed the record, half of one would be in everybody's way.
+        kept = redis.call('EXISTS', record(uuid)) == 1 or whole(first, first + fields - 1)
+        if kept then set_fields(record(uuid), first, first + fields - 1) end
         done[#done + 1] = uuid
         items[#items + 1] = item
         times[#times + 1] = time
         times[#times + 1] = uuid
-        if attempt ~= '' then
+        if kept and attempt ~= '' then
             failed[#failed + 1] = {attempt = attempt, uuid = uuid, child = child}
         end
     else
@@ -34,7 +44,7 @@ for number, uuid in ipairs(uuids) do
     end
     if child ~= '' then
         local child_item, due, child_fields = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
-        if held then
+        if kept then
             set_fields(record(child), at + 3, at + 2 + child_fields)
             if due == '' then
                 redis.call('RPUSH', queue, child_item)

@@ -6,11 +6,8 @@ for _ = 1, count do
     local value = redis.call('HGET', leases, uuid)
     local current, _, item = lease_of(value or '')
     if current == delivery then
-        set_fields(record(uuid), at + 4, at + 3 + fields)
-        redis.call('HSET', record(uuid), 'status', 'new', 'updated_at', now)
-        redis.call('HDEL', leases, uuid)
-        redis.call('ZREM', process, item)
-        redis.call('LPUSH', queue, new_item ~= '' and new_item or item)
+        if redis.call('EXISTS', record(uuid)) == 1 then set_fields(record(uuid), at + 4, at + 3 + fields) end
+        wait_again(uuid, item, new_item ~= '' and new_item or item, now)
     end
     at = at + 4 + fields
 end

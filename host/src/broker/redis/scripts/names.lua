@@ -34,6 +34,16 @@ local function have_ended(times)
     if #notes > 0 then redis.call('PUBLISH', changed, '') end
 end
 
+-- Ends a lease, and puts its task back to the front of the queue as `item`, where nobody has removed it meanwhile.
+local function wait_again(uuid, leased_item, item, now)
+    redis.call('HDEL', leases, uuid)
+    redis.call('ZREM', process, leased_item)
+    if redis.call('EXISTS', record(uuid)) == 1 then
+        redis.call('HSET', record(uuid), 'status', 'new', 'updated_at', now)
+        redis.call('LPUSH', queue, item)
+    end
+end
+
 -- What these workers hold, in the order in which they took it.
 local function leases_of(whose)
     local found, all = {}, redis.call('HGETALL', leases)

@@ -1,5 +1,5 @@
 -- Leases tasks. ARGV: worker, now, most, how many at the head of the queue are looked at.
--- Gives {{item, uuid, delivery, {field, value, …}}, …}, and when the next delayed task is due.
+-- Gives {{item, uuid, delivery, {field, value, …}}, …}, when the next delayed task is due, and how many items were taken off the queue.
 local worker, now, most, window = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 
 local due = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, 512)
@@ -45,7 +45,7 @@ if rest > 0 then
 end
 
 local next_due = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2] or ''
-if #items == 0 then return {{}, next_due} end
+if #items == 0 then return {{}, next_due, 0} end
 
 local UUID = '^' .. string.rep('%x', 8) .. '%-' .. string.rep('%x', 4) .. '%-' .. string.rep('%x', 4) .. '%-'
     .. string.rep('%x', 4) .. '%-' .. string.rep('%x', 12) .. '$'
@@ -63,28 +63,38 @@ local function set_aside(item, reason)
     have_ended({now, uuid})
 end
 
-local taken, held, running, seen = {}, {}, {}, {}
-local delivery = redis.call('INCRBY', own .. 'deliveries', #items) - #items
+local uuids, to_lease = {}, {}
 for _, item in ipairs(items) do
     local uuid, priority = string.match(item, ':([^:]*):([^:]*)$')
     uuid = uuid and string.lower(uuid)
     if not uuid or not string.match(uuid, UUID) then
         set_aside(item, 'its item in the queue is not task_name:uuid:priority')
-    elseif seen[uuid] or redis.call('HEXISTS', leases, uuid) == 1 then
-        -- Queued twice; it runs already.
     else
+        uuids[#uuids + 1] = uuid
+        to_lease[#to_lease + 1] = {item = item, uuid = uuid, priority = tonumber(priority) or 0}
+    end
+end
+if #uuids == 0 then return {{}, next_due, #items} end
+
+local taken, held, running = {}, {}, {}
+local leased = redis.call('HMGET', leases, unpack(uuids))
+local delivery = redis.call('INCRBY', own .. 'deliveries', #uuids) - #uuids
+for place, one in ipairs(to_lease) do
+    local item, uuid = one.item, one.uuid
+    -- What is leased was queued twice; it runs already.
+    if not leased[place] and not leased[uuid] then
         local hash = redis.pcall('HGETALL', record(uuid))
         if hash.err then
             set_aside(item, 'its record is not a hash: ' .. hash.err)
         else
-            seen[uuid] = true
+            leased[uuid] = true
             delivery = delivery + 1
             if #hash > 0 then
                 redis.call('HSET', record(uuid), 'status', 'process', 'updated_at', now)
             end
             held[#held + 1] = uuid
             held[#held + 1] = string.format('%d %s %s', delivery, worker, item)
-            running[#running + 1] = tonumber(priority) or 0
+            running[#running + 1] = one.priority
             running[#running + 1] = item
             taken[#taken + 1] = {item, uuid, delivery, hash}
         end
@@ -92,4 +102,4 @@ for _, item in ipairs(items) do
 end
 call_over('HSET', leases, held)
 call_over('ZADD', process, running)
-return {taken, next_due}
+return {taken, next_due, #items}

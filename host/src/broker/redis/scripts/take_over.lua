@@ -13,8 +13,13 @@ end
 local taken, set_aside = {}, 0
 for _, lease in ipairs(leases_of(dead)) do
     local uuid, item = lease.uuid, lease.item
-    local losses = redis.call('HINCRBY', record(uuid), 'losses', 1)
-    if losses >= max_losses then
+    local is_there = redis.call('EXISTS', record(uuid)) == 1
+    local losses = is_there and redis.call('HINCRBY', record(uuid), 'losses', 1)
+    if not is_there then
+        -- Somebody has removed it meanwhile.
+        redis.call('HDEL', leases, uuid)
+        redis.call('ZREM', process, item)
+    elseif losses >= max_losses then
         local reason = losses .. ' workers were lost while they had this task'
         redis.call('HSET', record(uuid), 'status', 'error', 'updated_at', now, 'traceback', 'WorkerLost: ' .. reason,
             'error_type', 'WorkerLost', 'error_message', reason, 'dead_letter', reason)
