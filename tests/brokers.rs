@@ -83,6 +83,7 @@ over_each_broker! {
     a_uuid_is_taken_once
     a_finished_task_keeps_its_result_its_attempts_and_its_decisions
     a_retry_waits_and_comes_back_with_its_attempt
+    who_asks_for_a_task_that_was_retried_means_its_last_retry
     a_lease_ends_with_the_next_delivery
     what_waits_is_cancelled_and_what_runs_is_told
     an_ended_task_can_run_again
@@ -235,6 +236,31 @@ async fn a_retry_waits_and_comes_back_with_its_attempt(brokers: Brokers) {
     assert_eq!((again.record.task.attempt, again.record.status), (2, TaskStatus::Process));
     assert_eq!(again.record.task.args.get(), taken.record.task.args.get());
     assert!(again.lease.delivery > taken.lease.delivery);
+}
+
+async fn who_asks_for_a_task_that_was_retried_means_its_last_retry(brokers: Brokers) {
+    let backend = brokers.open().await;
+    backend.attach().await.expect("a worker");
+    backend.add(vec![task("a", 0)]).await.expect("room");
+    let taken = take_one(&backend).await;
+    let uuid = taken.lease.uuid;
+    let mut again = ended(&taken, TaskStatus::Process);
+    again.record.task.attempt = 2;
+    again.retry = Some(Again { after: Duration::from_secs(3600), left: 1 });
+    let error = Box::new(ErrorBody::new("E", "the first time"));
+    again.attempt = Some(Attempt { attempt: 1, at: 1.5, seconds: 0.25, error, decisions: Vec::new() });
+    assert!(finish(&backend, again).await);
+    assert_eq!(backend.requeue(uuid).await, Ok(Requeued::Underway));
+    assert_eq!(backend.cancel(uuid, "enough".to_owned()).await, Ok(Cancelled::Done));
+    assert_eq!(backend.cancel(uuid, "enough".to_owned()).await, Ok(Cancelled::Ended));
+    let counts = backend.counts().await.expect("counts");
+    assert_eq!((counts.new, counts.delayed, counts.cancel), (0, 0, 1));
+    assert_eq!(backend.requeue(uuid).await, Ok(Requeued::Done));
+    let once_more = take_one(&backend).await;
+    assert_eq!((once_more.lease.uuid, once_more.record.task.attempt), (uuid, 1));
+    let record = backend.get(uuid).await.expect("an answer").expect("it is there");
+    let errors: Vec<&str> = record.history.iter().map(|attempt| attempt.error.message.as_str()).collect();
+    assert_eq!(errors, ["the first time"], "what is known of its attempts stays");
 }
 
 async fn a_lease_ends_with_the_next_delivery(brokers: Brokers) {

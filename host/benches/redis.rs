@@ -273,16 +273,14 @@ fn release(connection: &mut Connection, project: &str) {
 }
 
 fn is_done(connection: &mut Connection, project: &str) -> bool {
-    let left: (u64, u64, u64) = redis::pipe()
+    let left: (u64, u64) = redis::pipe()
         .cmd("LLEN")
         .arg(format!("{project}:task_queue"))
-        .cmd("LLEN")
-        .arg(format!("qtasks-host:{project}:inbox"))
         .cmd("ZCARD")
         .arg(format!("{project}:task_process"))
         .query(connection)
         .expect("the server runs");
-    left == (0, 0, 0)
+    left == (0, 0)
 }
 
 /// What one task took of a core, in microseconds.

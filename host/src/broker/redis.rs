@@ -164,7 +164,8 @@ impl RedisBackend {
         // Zero would be for ever.
         let wait = until_due.clamp(Duration::from_millis(1), WAIT).as_secs_f64();
         let mut command = redis::cmd("BLMOVE");
-        command.arg(&self.keys.queue).arg(&self.keys.inbox).arg("LEFT").arg("RIGHT").arg(format!("{wait:.3}"));
+        // From the head of the queue to its head: it wakes and changes nothing, so nobody's death can lose a task here.
+        command.arg(&self.keys.queue).arg(&self.keys.queue).arg("LEFT").arg("LEFT").arg(format!("{wait:.3}"));
         self.waiting.run::<Value>(&command).await.map(drop)
     }
 
@@ -301,8 +302,6 @@ impl Broker for RedisBackend {
         Box::pin(async move {
             *locked(&self.beat) = None;
             self.held().clear();
-            // A wait that is under way must not move a task for nobody.
-            self.waiting.end(&self.link).await;
             queue::detach(&self.link, &self.keys, self.worker).await
         })
     }

@@ -11,6 +11,8 @@ use crate::broker::Store;
 
 /// QTasks' clients take a project for dead 20 seconds after it last spoke.
 const SAY_RUNNING: Duration = Duration::from_secs(7);
+/// Where it could not be said.
+const SAY_AGAIN: Duration = Duration::from_millis(500);
 const PRUNE: Duration = Duration::from_secs(60);
 
 /// Never ends by itself. What fails is told, and tried again the next time.
@@ -25,7 +27,10 @@ pub(super) async fn run(shared: Arc<Shared>, settings: WorkerSettings) {
     loop {
         let done = tokio::select! {
             _ = running.tick() => {
-                say_running(store).await;
+                if !say_running(store).await {
+                    // Clients that ask meanwhile are told that nobody is there.
+                    running.reset_after(SAY_AGAIN);
+                }
                 Ok(())
             }
             _ = look_for_lost.tick() => store.running_older_tasks(&shared.info).await.map(|count| {
@@ -45,9 +50,11 @@ pub(super) async fn run(shared: Arc<Shared>, settings: WorkerSettings) {
     }
 }
 
-/// Lets the project's clients know that a worker is there.
-pub(super) async fn say_running(store: &Store) {
-    if let Err(error) = store.global_config().set_status().await {
-        tracing::warn!("the broker was not told that a worker runs: {}", chain(&error));
+/// Lets the project's clients know that a worker is there; `false`: they do not know.
+pub(super) async fn say_running(store: &Store) -> bool {
+    let said = store.global_config().set_status().await;
+    if let Err(error) = &said {
+        tracing::debug!("the broker was not told that a worker runs: {}", chain(error));
     }
+    said.is_ok()
 }

@@ -10,8 +10,6 @@ pub(super) struct Keys {
     pub(super) queue: String,
     /// QTasks: the items that workers have.
     pub(super) process: String,
-    /// Items that a worker's wait has moved out of the queue; they wait at its front.
-    pub(super) inbox: String,
     /// Items by the time they are due.
     pub(super) delayed: String,
     /// uuid → `DELIVERY WORKER ITEM`.
@@ -35,7 +33,6 @@ impl Keys {
             project: project.to_owned(),
             queue: format!("{project}:task_queue"),
             process: format!("{project}:task_process"),
-            inbox: own("inbox"),
             delayed: own("delayed"),
             leases: own("leases"),
             workers: own("workers"),

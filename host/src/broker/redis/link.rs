@@ -28,8 +28,6 @@ pub(super) struct Link {
 struct Open {
     connection: MultiplexedConnection,
     number: u64,
-    /// The connection as the server knows it.
-    id: i64,
 }
 
 impl std::fmt::Debug for Open {
@@ -54,10 +52,9 @@ impl Link {
             return Ok(open.clone());
         }
         let config = AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT)).set_response_timeout(Some(self.response));
-        let mut connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
-        let id = redis::cmd("CLIENT").arg("ID").query_async(&mut connection).await?;
+        let connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
         let number = self.number.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        Ok(open.insert(Open { connection, number, id }).clone())
+        Ok(open.insert(Open { connection, number }).clone())
     }
 
     /// Closes the connection, if this is still the one.
@@ -68,20 +65,13 @@ impl Link {
         }
     }
 
-    /// Closes the connection, and ends the command that waits on it, by means of `other`.
-    pub(super) async fn end(&self, other: &Self) {
-        let Some(open) = self.open.lock().await.take() else { return };
-        // Where nobody answers, the command ends with the connection.
-        let _: Result<i64, BrokerError> = other.run(redis::cmd("CLIENT").arg("UNBLOCK").arg(open.id)).await;
-    }
-
     /// Runs a command.
     pub(super) async fn run<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, BrokerError> {
         self.try_run(command).await.map_err(|error| error_of(&self.place, error))
     }
 
     async fn try_run<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, RedisError> {
-        let Open { mut connection, number, .. } = self.open().await?;
+        let Open { mut connection, number } = self.open().await?;
         let ran = command.query_async(&mut connection).await;
         if ran.as_ref().is_err_and(|error: &RedisError| !matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension)) {
             self.close(number).await;

@@ -1,5 +1,5 @@
--- Cancels a task that waits, or tells the worker that has it. ARGV: uuid, now, reason.
-local uuid, now, reason = ARGV[1], ARGV[2], ARGV[3]
+-- Cancels a task that waits, or tells the worker that has it; of a task that was retried, the last retry. ARGV: uuid, now, reason.
+local uuid, now, reason = last_of(ARGV[1]), ARGV[2], ARGV[3]
 local found = redis.call('HMGET', record(uuid), 'status', 'task_name', 'priority')
 local status = found[1]
 if not status then return 'unknown' end
@@ -12,7 +12,7 @@ end
 if status ~= 'new' and status ~= 'process' then return 'ended' end
 
 local function remove(item)
-    return redis.call('LREM', queue, 1, item) + redis.call('LREM', inbox, 1, item) + redis.call('ZREM', delayed, item) > 0
+    return redis.call('LREM', queue, 1, item) + redis.call('ZREM', delayed, item) > 0
 end
 local item = string.format('%s:%s:%s', found[2] or '', uuid, found[3] or '')
 local removed = remove(item)

@@ -5,8 +5,6 @@ for number = #held, 1, -1 do
     local lease = held[number]
     wait_again(lease.uuid, lease.item, lease.item, now)
 end
--- Another worker's wait may have moved these; wherever they wait, they wait at the front.
-while redis.call('LMOVE', inbox, queue, 'RIGHT', 'LEFT') do end
 redis.call('HDEL', workers, worker)
 redis.call('DEL', own .. 'cancel:' .. worker)
 return #held

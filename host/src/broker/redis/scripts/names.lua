@@ -5,13 +5,12 @@ local queue, process = project .. ':task_queue', project .. ':task_process'
 local function record(uuid) return project .. ':' .. uuid end
 -- Keys of this program, under another prefix than QTasks': its `flush_all` and `get_all` take all of theirs.
 local own = 'qtasks-host:' .. project .. ':'
--- inbox: a list, items that somebody's wait has moved from the queue and nobody has taken yet
 -- delayed: a sorted set, items by the time they are due
 -- leases: a hash, uuid -> "DELIVERY WORKER ITEM"
 -- workers: a hash, worker -> beat
 -- ended: a list, "TIME UUID" of each record that ended, in that order
 -- attempts: a stream, the attempts that failed, several in an entry
-local inbox, delayed, leases, workers = own .. 'inbox', own .. 'delayed', own .. 'leases', own .. 'workers'
+local delayed, leases, workers = own .. 'delayed', own .. 'leases', own .. 'workers'
 local ended, attempts, changed = own .. 'ended', own .. 'attempts', own .. 'changed'
 
 -- Delivery, worker and item of a lease.
@@ -62,4 +61,14 @@ local function set_fields(key, first, last)
     for from = first, last, 4000 do
         redis.call('HSET', key, unpack(ARGV, from, math.min(from + 3999, last)))
     end
+end
+
+-- The record at the end of a chain of retries: who asks for a task means that one.
+local function last_of(uuid)
+    for _ = 1, 1000 do
+        local found = redis.call('HMGET', record(uuid), 'status', 'retry_child_uuid')
+        if found[1] ~= 'retry' or not found[2] or redis.call('EXISTS', record(found[2])) == 0 then break end
+        uuid = found[2]
+    end
+    return uuid
 end

@@ -3,7 +3,11 @@ local uuid, now = ARGV[1], ARGV[2]
 local found = redis.call('HMGET', record(uuid), 'status', 'task_name', 'priority')
 local status = found[1]
 if not status then return 'unknown' end
-if status == 'new' or status == 'process' then return 'underway' end
+-- A task that was retried runs again under its first id, once its last retry has ended, and keeps what is known of all attempts.
+local last = last_of(uuid)
+local ended_at = redis.call('HMGET', record(last), 'status', 'attempts_at')
+if ended_at[1] == 'new' or ended_at[1] == 'process' then return 'underway' end
+if last ~= uuid and ended_at[2] then redis.call('HSET', record(uuid), 'attempts_at', ended_at[2]) end
 redis.call('HDEL', record(uuid), 'returning', 'traceback', 'cancel_reason', 'dead_letter', 'due', 'losses', 'retry',
     'retry_child_uuid', 'resolved_by', 'resolved_by_version', 'resolved_outcome')
 redis.call('HDEL', record(uuid), 'error_type', 'error_message', 'error_args', 'error_kwargs', 'error_causes', 'error_location',

@@ -12,36 +12,33 @@ for _, item in ipairs(due) do
     end
 end
 
-local items = redis.call('LPOP', inbox, most) or {}
-local rest = most - #items
-if rest > 0 then
-    local waiting = redis.call('LRANGE', queue, 0, math.max(window, rest) - 1)
-    local lowest, overtaken = math.huge, false
-    local priorities = {}
-    for place, item in ipairs(waiting) do
-        local priority = tonumber(string.match(item, ':(-?%d+)$')) or 0
-        priorities[place] = priority
-        if place <= rest then
-            lowest = math.min(lowest, priority)
-        elseif priority > lowest then
-            overtaken = true
-        end
+local items = {}
+local waiting = redis.call('LRANGE', queue, 0, math.max(window, most) - 1)
+local lowest, overtaken = math.huge, false
+local priorities = {}
+for place, item in ipairs(waiting) do
+    local priority = tonumber(string.match(item, ':(-?%d+)$')) or 0
+    priorities[place] = priority
+    if place <= most then
+        lowest = math.min(lowest, priority)
+    elseif priority > lowest then
+        overtaken = true
     end
-    if overtaken then
-        local places = {}
-        for place in ipairs(waiting) do places[place] = place end
-        table.sort(places, function(a, b)
-            if priorities[a] ~= priorities[b] then return priorities[a] > priorities[b] end
-            return a < b
-        end)
-        for number = 1, rest do
-            local item = waiting[places[number]]
-            redis.call('LREM', queue, 1, item)
-            items[#items + 1] = item
-        end
-    elseif #waiting > 0 then
-        for _, item in ipairs(redis.call('LPOP', queue, rest)) do items[#items + 1] = item end
+end
+if overtaken then
+    local places = {}
+    for place in ipairs(waiting) do places[place] = place end
+    table.sort(places, function(a, b)
+        if priorities[a] ~= priorities[b] then return priorities[a] > priorities[b] end
+        return a < b
+    end)
+    for number = 1, most do
+        local item = waiting[places[number]]
+        redis.call('LREM', queue, 1, item)
+        items[#items + 1] = item
     end
+elseif #waiting > 0 then
+    for _, item in ipairs(redis.call('LPOP', queue, most)) do items[#items + 1] = item end
 end
 
 local next_due = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2] or ''
