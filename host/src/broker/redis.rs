@@ -119,7 +119,8 @@ impl RedisBackend {
 
     /// Remembers what was taken, and sets aside what cannot run.
     async fn keep(&self, handed: Vec<queue::Handed>) -> Result<Vec<Taken>, BrokerError> {
-        let sorted = queue::sort(handed);
+        // Without its record, a task is leased to this worker and unknown to it.
+        let sorted = self.unsure_while(queue::sort(&self.link, &self.keys, handed)).await?;
         self.held().extend(sorted.taken.iter().map(|taken| (taken.lease, taken.record.task.clone())));
         if !sorted.unreadable.is_empty()
             && let Err(error) = queue::set_aside(&self.link, &self.keys, &sorted.unreadable).await

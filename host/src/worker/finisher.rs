@@ -5,7 +5,7 @@ use std::sync::Arc;
 use qtasks_plugin_api::Trigger;
 use serde::Serialize;
 use tokio::sync::mpsc;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 
 use super::lane::FunctionInfo;
 use super::stop::Stop;
@@ -36,39 +36,88 @@ pub(super) fn start(
     stop: Stop,
 ) -> (mpsc::Sender<Ended>, JoinHandle<()>) {
     let (sender, receiver) = mpsc::channel(WAITING);
-    (sender, tokio::spawn(run(shared, receiver, reports, stop)))
+    (sender, tokio::spawn(run(Arc::new(Finisher { shared, reports, stop }), receiver)))
 }
 
-async fn run(shared: Arc<Shared>, mut ended: mpsc::Receiver<Ended>, mut reports: Option<mpsc::Sender<TaskReport>>, stop: Stop) {
+/// Batches on their way at the same time: while the broker works on one, the next is made ready.
+const ON_THEIR_WAY: usize = 2;
+
+struct Finisher {
+    shared: Arc<Shared>,
+    reports: Option<mpsc::Sender<TaskReport>>,
+    stop: Stop,
+}
+
+async fn run(finisher: Arc<Finisher>, mut ended: mpsc::Receiver<Ended>) {
+    let (mut recording, mut telling) = (JoinSet::new(), JoinSet::new());
     let mut batch = Vec::new();
-    // Who is told afterwards must not hold up what comes next.
-    let mut telling = JoinSet::new();
-    while ended.recv_many(&mut batch, BATCH).await > 0 {
-        let (finishes, told): (Vec<Finish>, Vec<Option<TaskReport>>) =
-            batch.drain(..).map(|ended| (ended.finish, ended.report)).unzip();
+    loop {
+        let done = if recording.len() < ON_THEIR_WAY {
+            tokio::select! {
+                biased;
+                Some(done) = recording.join_next() => done,
+                count = ended.recv_many(&mut batch, BATCH) => {
+                    if count == 0 {
+                        break;
+                    }
+                    recording.spawn(Arc::clone(&finisher).record_and_report(std::mem::take(&mut batch)));
+                    continue;
+                }
+            }
+        } else if let Some(done) = recording.join_next().await {
+            done
+        } else {
+            continue;
+        };
+        finisher.tell_all(done, &mut telling);
+    }
+    while let Some(done) = recording.join_next().await {
+        finisher.tell_all(done, &mut telling);
+    }
+    while telling.join_next().await.is_some() {}
+}
+
+impl Finisher {
+    /// Records a batch and reports it; gives those of it of which others are to be told, and whether they have ended.
+    async fn record_and_report(self: Arc<Self>, batch: Vec<Ended>) -> Vec<(Record, bool)> {
+        let (finishes, reports): (Vec<Finish>, Vec<Option<TaskReport>>) =
+            batch.into_iter().map(|ended| (ended.finish, ended.report)).unzip();
         let finishes: Arc<[Finish]> = finishes.into();
-        let Some(lost) = record(&shared, &finishes, &stop).await else { continue };
+        let Some(lost) = record(&self.shared, &finishes, &self.stop).await else { return Vec::new() };
         for lease in &lost {
             tracing::warn!(uuid = %lease.uuid, "the lease was lost before the task ended: another worker has it, and this result is dropped");
         }
-        for (finish, report) in finishes.iter().zip(told) {
+        let asked = TOLD.iter().any(|trigger| self.shared.executor.dispatcher().has_subscribers(*trigger));
+        let mut to_tell = Vec::new();
+        for (finish, report) in finishes.iter().zip(reports) {
             if lost.contains(&finish.lease) {
                 continue;
             }
-            if TOLD.iter().any(|trigger| shared.executor.dispatcher().has_subscribers(*trigger)) {
-                telling.spawn(tell(Arc::clone(&shared), finish.record.clone(), finish.retry.is_none()));
+            if asked {
+                to_tell.push((finish.record.clone(), finish.retry.is_none()));
             }
-            if let (Some(sender), Some(report)) = (&reports, report)
+            if let (Some(sender), Some(report)) = (&self.reports, report)
                 && sender.send(report).await.is_err()
             {
                 // Nobody reads any more.
-                stop.now();
-                reports = None;
+                self.stop.now();
             }
+        }
+        to_tell
+    }
+
+    /// Whoever is told afterwards does not hold up what comes next.
+    fn tell_all(&self, recorded: Result<Vec<(Record, bool)>, JoinError>, telling: &mut JoinSet<()>) {
+        match recorded {
+            Ok(to_tell) => {
+                for (record, has_ended) in to_tell {
+                    telling.spawn(tell(Arc::clone(&self.shared), record, has_ended));
+                }
+            }
+            Err(error) => tracing::error!("a batch of results was not recorded; these tasks will run again: {error}"),
         }
         while telling.try_join_next().is_some() {}
     }
-    while telling.join_next().await.is_some() {}
 }
 
 /// Records a batch; gives the leases that were lost. `None`: given up, since the worker was stopped while the broker is away.

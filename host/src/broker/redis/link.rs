@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, RedisError, ServerErrorKind};
+use redis::{AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, ServerErrorKind};
 use tokio::sync::Mutex;
 
 use super::script::Script;
@@ -57,8 +57,12 @@ impl Link {
         Ok(open.insert(Open { connection, number }).clone())
     }
 
-    /// Closes the connection, if this is still the one.
-    async fn close(&self, number: u64) {
+    /// Closes the connection where it did not answer, if it is still the one.
+    async fn close_if_broken<T>(&self, ran: &Result<T, RedisError>, number: u64) {
+        let Err(error) = ran else { return };
+        if matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension) {
+            return;
+        }
         let mut open = self.open.lock().await;
         if open.as_ref().is_some_and(|open| open.number == number) {
             *open = None;
@@ -73,10 +77,19 @@ impl Link {
     async fn try_run<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, RedisError> {
         let Open { mut connection, number } = self.open().await?;
         let ran = command.query_async(&mut connection).await;
-        if ran.as_ref().is_err_and(|error: &RedisError| !matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension)) {
-            self.close(number).await;
-        }
+        self.close_if_broken(&ran, number).await;
         ran
+    }
+
+    /// Runs several commands, sent together; each stands for itself.
+    pub(super) async fn run_all<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, BrokerError> {
+        let ran = async {
+            let Open { mut connection, number } = self.open().await?;
+            let ran = commands.query_async(&mut connection).await;
+            self.close_if_broken(&ran, number).await;
+            ran
+        };
+        ran.await.map_err(|error| error_of(&self.place, error))
     }
 
     /// Runs a script, which the server is told when it does not know it.

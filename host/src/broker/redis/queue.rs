@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use redis::{FromRedisValue, ParsingError, Value};
+use redis::Value;
 use uuid::Uuid;
 
 use super::hash::{self, Flat, Hash, Pairs, item};
@@ -20,20 +20,8 @@ const WINDOW: usize = 256;
 /// Most tasks in one call: the server does nothing else meanwhile.
 pub(super) const MOST: usize = 512;
 
-/// A task as a script hands it out.
-pub(super) struct Handed {
-    item: Vec<u8>,
-    uuid: String,
-    delivery: i64,
-    hash: Hash,
-}
-
-impl FromRedisValue for Handed {
-    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
-        let (item, uuid, delivery, hash): (_, _, _, Pairs) = redis::from_redis_value(value)?;
-        Ok(Self { item, uuid, delivery, hash: Hash::new(hash) })
-    }
-}
+/// A task as a script hands it out: its item, its uuid, its delivery.
+pub(super) type Handed = (Vec<u8>, String, i64);
 
 /// What became of what was handed out.
 #[derive(Default)]
@@ -51,10 +39,19 @@ pub(super) struct Unreadable {
     pub(super) reason: String,
 }
 
-/// Tells tasks from what is none. Higher priorities first.
-pub(super) fn sort(handed: Vec<Handed>) -> Sorted {
+/// Reads the records of what was handed out, and tells tasks from what is none. Higher priorities first.
+pub(super) async fn sort(link: &Link, keys: &Keys, handed: Vec<Handed>) -> Result<Sorted, BrokerError> {
     let mut sorted = Sorted::default();
-    for Handed { item, uuid, delivery, hash } in handed {
+    if handed.is_empty() {
+        return Ok(sorted);
+    }
+    let mut read = redis::pipe();
+    for (_, uuid, _) in &handed {
+        read.cmd("HGETALL").arg(format!("{}:{uuid}", keys.project));
+    }
+    let hashes: Vec<Pairs> = link.run_all(&read).await?;
+    for ((item, uuid, delivery), hash) in handed.into_iter().zip(hashes) {
+        let hash = Hash::new(hash);
         let item = String::from_utf8_lossy(&item).into_owned();
         // The script has looked at its shape.
         let Ok(uuid) = Uuid::try_parse(&uuid) else { continue };
@@ -65,7 +62,7 @@ pub(super) fn sort(handed: Vec<Handed>) -> Sorted {
         }
     }
     sorted.taken.sort_by_key(|taken| std::cmp::Reverse(taken.record.task.priority));
-    sorted
+    Ok(sorted)
 }
 
 /// The record of a task that is to run; name and priority are the item's, as for QTasks' workers.

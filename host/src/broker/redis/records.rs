@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use redis::{Cmd, FromRedisValue, Value};
+use redis::{Cmd, FromRedisValue, Pipeline, Value};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -30,9 +30,11 @@ type TwoFields = (Option<Vec<u8>>, Option<Vec<u8>>);
 
 /// Several commands in one go, each answered.
 async fn together<T: FromRedisValue>(link: &Link, commands: impl Iterator<Item = Cmd>) -> Result<Vec<T>, BrokerError> {
-    // The link's connection is shared: they are sent one after the other, without waiting in between.
-    let all: Vec<Cmd> = commands.collect();
-    futures_util::future::try_join_all(all.iter().map(|command| link.run(command))).await
+    let mut all = Pipeline::new();
+    commands.for_each(|command| {
+        all.add_command(command);
+    });
+    if all.is_empty() { Ok(Vec::new()) } else { link.run_all(&all).await }
 }
 
 /// One step of a walk through the keys that fit `pattern`; gives where the next one begins, 0 at the end.

@@ -3,11 +3,11 @@ local worker, item = ARGV[1], ARGV[3]
 local uuid = string.match(item, ':([^:]*):[^:]*$')
 uuid = uuid and string.lower(uuid)
 if not uuid or not redis.call('ZSCORE', process, item) or redis.call('HEXISTS', leases, uuid) == 1 then return {} end
-local hash = redis.pcall('HGETALL', record(uuid))
-if hash.err or #hash == 0 then
+local fields = redis.pcall('HLEN', record(uuid))
+if type(fields) == 'table' or fields == 0 then
     redis.call('ZREM', process, item)
     return {}
 end
 local delivery = redis.call('INCR', own .. 'deliveries')
 redis.call('HSET', leases, uuid, string.format('%d %s %s', delivery, worker, item))
-return {{item, uuid, delivery, hash}}
+return {{item, uuid, delivery}}

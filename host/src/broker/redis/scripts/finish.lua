@@ -28,8 +28,9 @@ for number, uuid in ipairs(uuids) do
     end
     if held then
         -- Where QTasks' `flush_all` has removed the record, half of one would be in everybody's way.
-        kept = redis.call('EXISTS', record(uuid)) == 1 or whole(first, first + fields - 1)
-        if kept then set_fields(record(uuid), first, first + fields - 1) end
+        local added = set_fields(record(uuid), first, first + fields - 1)
+        kept = added * 2 < fields or whole(first, first + fields - 1)
+        if not kept then redis.call('DEL', record(uuid)) end
         done[#done + 1] = uuid
         items[#items + 1] = item
         times[#times + 1] = time

@@ -56,11 +56,13 @@ local function leases_of(whose)
     return found
 end
 
--- HSET of ARGV[first] to ARGV[last], in steps, since a call takes so many arguments and no more.
+-- HSET of ARGV[first] to ARGV[last], in steps, since a call takes so many arguments and no more. Gives how many fields are new.
 local function set_fields(key, first, last)
+    local added = 0
     for from = first, last, 4000 do
-        redis.call('HSET', key, unpack(ARGV, from, math.min(from + 3999, last)))
+        added = added + redis.call('HSET', key, unpack(ARGV, from, math.min(from + 3999, last)))
     end
+    return added
 end
 
 -- The record at the end of a chain of retries: who asks for a task means that one.

@@ -1,5 +1,6 @@
 -- Leases tasks. ARGV: worker, now, most, how many at the head of the queue are looked at.
--- Gives {{item, uuid, delivery, {field, value, …}}, …}, when the next delayed task is due, and how many items were taken off the queue.
+-- Gives {{item, uuid, delivery}, …}, when the next delayed task is due, and how many items were taken off the queue. The records are
+-- read by the caller, who has them alone now: thousands of texts that only pass through here would cost more than all the rest.
 local worker, now, most, window = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 
 local due = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, 512)
@@ -38,7 +39,8 @@ if overtaken then
         items[#items + 1] = item
     end
 elseif #waiting > 0 then
-    for _, item in ipairs(redis.call('LPOP', queue, most)) do items[#items + 1] = item end
+    for place = 1, math.min(most, #waiting) do items[place] = waiting[place] end
+    redis.call('LTRIM', queue, #items, -1)
 end
 
 local next_due = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2] or ''
@@ -80,20 +82,19 @@ for place, one in ipairs(to_lease) do
     local item, uuid = one.item, one.uuid
     -- What is leased was queued twice; it runs already.
     if not leased[place] and not leased[uuid] then
-        local hash = redis.pcall('HGETALL', record(uuid))
-        if hash.err then
-            set_aside(item, 'its record is not a hash: ' .. hash.err)
+        local added = redis.pcall('HSET', record(uuid), 'status', 'process', 'updated_at', now)
+        if type(added) == 'table' then
+            set_aside(item, 'its record is not a hash: ' .. added.err)
         else
+            -- Where there was no record, there is none now.
+            if added == 2 and redis.call('HLEN', record(uuid)) == 2 then redis.call('DEL', record(uuid)) end
             leased[uuid] = true
             delivery = delivery + 1
-            if #hash > 0 then
-                redis.call('HSET', record(uuid), 'status', 'process', 'updated_at', now)
-            end
             held[#held + 1] = uuid
             held[#held + 1] = string.format('%d %s %s', delivery, worker, item)
             running[#running + 1] = one.priority
             running[#running + 1] = item
-            taken[#taken + 1] = {item, uuid, delivery, hash}
+            taken[#taken + 1] = {item, uuid, delivery}
         end
     end
 end

@@ -1,5 +1,5 @@
 -- Leases what lost workers held to another one. ARGV: worker, now, after how many losses a task is set aside, and for each lost worker
--- its id and the beat it stands at ('' where it has none). Gives {{item, uuid, delivery, {field, value, …}}, …}, and how many were set
+-- its id and the beat it stands at ('' where it has none). Gives {{item, uuid, delivery}, …}, and how many were set
 -- aside.
 local worker, now, max_losses = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local dead = {}
@@ -30,7 +30,7 @@ for _, lease in ipairs(leases_of(dead)) do
     else
         local delivery = redis.call('INCR', own .. 'deliveries')
         redis.call('HSET', leases, uuid, string.format('%d %s %s', delivery, worker, item))
-        taken[#taken + 1] = {item, uuid, delivery, redis.call('HGETALL', record(uuid))}
+        taken[#taken + 1] = {item, uuid, delivery}
     end
 end
 return {taken, set_aside}
