@@ -58,6 +58,43 @@ fn a_task_that_ends_while_the_server_is_away_keeps_its_result() {
     assert!(worker.stop().0.success());
 }
 
+#[test]
+fn a_server_that_is_away_for_ten_leases_takes_no_task_from_a_living_worker() {
+    let Some(mut interop) = durable() else { return };
+    let project = interop.project(&[]);
+    let go_on = project.place.fifo("go_on");
+    let settings = [
+        r#"tasks.waits.command = ["sh", "-c", "echo x >> started; read line < go_on; echo 7"]"#,
+        "concurrency = 1",
+        "lease = 1.0",
+    ];
+    let workers = [project.start(&settings), project.start(&settings)];
+    let mut client = interop.client(Flavour::Async);
+    let uuid = client.add(&[r#"{"task": "waits"}"#]).remove(0);
+    let mut writer = opened_for("the command", &go_on);
+    drop(client);
+    interop.server.kill();
+    // Not a synchronisation: the time that it is away, in which no worker can show that it lives.
+    std::thread::sleep(Duration::from_secs(10));
+    interop.server.restart();
+    // Both beat again; one that thought the other dead would take its task over now.
+    let beats = || interop.server.command::<Vec<i64>>(&["HVALS", "qtasks-host:QueueTasks:workers"]);
+    let (first, begun) = (beats(), Instant::now());
+    while beats().iter().zip(&first).any(|(now, first)| now - first < 9) {
+        assert!(begun.elapsed() < PATIENCE, "the workers beat: {first:?}, {:?}", beats());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    writer.write_all(b"go\n").expect("the command reads");
+    let result = interop.client(Flavour::Async).results(&[&uuid]).remove(0);
+    assert_has(&result, &json!({"status": "success", "returning": 7, "uuid": uuid}));
+    let started = std::fs::read_to_string(project.place.path("started")).expect("the command wrote");
+    assert_eq!(started.lines().count(), 1, "it ran once");
+    interop.assert_nothing_left();
+    for worker in workers {
+        assert!(worker.stop().0.success());
+    }
+}
+
 /// Asserts that these tasks have an end soon, and shows where things stand otherwise.
 #[track_caller]
 fn assert_all_end(interop: &Interop, uuids: &[String]) {
