@@ -29,8 +29,8 @@ for number, uuid in ipairs(uuids) do
     if held then
         -- Where QTasks' `flush_all` has removed the record, half of one would be in everybody's way.
         local added = set_fields(record(uuid), first, first + fields - 1)
-        kept = added * 2 < fields or whole(first, first + fields - 1)
-        if not kept then redis.call('DEL', record(uuid)) end
+        kept = added and (added * 2 < fields or whole(first, first + fields - 1))
+        if added and not kept then redis.call('DEL', record(uuid)) end
         done[#done + 1] = uuid
         items[#items + 1] = item
         times[#times + 1] = time
@@ -40,7 +40,7 @@ for number, uuid in ipairs(uuids) do
         end
     else
         -- Not lost where just this was recorded: then the answer to an earlier call did not arrive.
-        local recorded = redis.call('HMGET', record(uuid), 'updated_at', 'status')
+        local recorded = redis.pcall('HMGET', record(uuid), 'updated_at', 'status')
         if recorded[1] ~= time or recorded[2] ~= status then lost[#lost + 1] = uuid end
     end
     if child ~= '' then

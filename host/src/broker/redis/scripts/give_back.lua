@@ -6,7 +6,7 @@ for _ = 1, count do
     local value = redis.call('HGET', leases, uuid)
     local current, _, item = lease_of(value or '')
     if current == delivery then
-        if redis.call('EXISTS', record(uuid)) == 1 then set_fields(record(uuid), at + 4, at + 3 + fields) end
+        if is_there(uuid) then set_fields(record(uuid), at + 4, at + 3 + fields) end
         wait_again(uuid, item, new_item ~= '' and new_item or item, now)
     end
     at = at + 4 + fields

@@ -33,11 +33,16 @@ local function have_ended(times)
     if #notes > 0 then redis.call('PUBLISH', changed, '') end
 end
 
+-- Whether there is a record of this uuid, and nothing else in its place.
+local function is_there(uuid)
+    return redis.call('TYPE', record(uuid)).ok == 'hash'
+end
+
 -- Ends a lease, and puts its task back to the front of the queue as `item`, where nobody has removed it meanwhile.
 local function wait_again(uuid, leased_item, item, now)
     redis.call('HDEL', leases, uuid)
     redis.call('ZREM', process, leased_item)
-    if redis.call('EXISTS', record(uuid)) == 1 then
+    if is_there(uuid) then
         redis.call('HSET', record(uuid), 'status', 'new', 'updated_at', now)
         redis.call('LPUSH', queue, item)
     end
@@ -56,11 +61,14 @@ local function leases_of(whose)
     return found
 end
 
--- HSET of ARGV[first] to ARGV[last], in steps, since a call takes so many arguments and no more. Gives how many fields are new.
+-- HSET of ARGV[first] to ARGV[last], in steps, since a call takes so many arguments and no more. Gives how many fields are new, or
+-- nil where somebody has put something else in the place of the record: an error here would leave a script half done.
 local function set_fields(key, first, last)
     local added = 0
     for from = first, last, 4000 do
-        added = added + redis.call('HSET', key, unpack(ARGV, from, math.min(from + 3999, last)))
+        local new = redis.pcall('HSET', key, unpack(ARGV, from, math.min(from + 3999, last)))
+        if type(new) == 'table' then return nil end
+        added = added + new
     end
     return added
 end
@@ -69,7 +77,7 @@ end
 local function last_of(uuid)
     for _ = 1, 1000 do
         local found = redis.call('HMGET', record(uuid), 'status', 'retry_child_uuid')
-        if found[1] ~= 'retry' or not found[2] or redis.call('EXISTS', record(found[2])) == 0 then break end
+        if found[1] ~= 'retry' or not found[2] or not is_there(found[2]) then break end
         uuid = found[2]
     end
     return uuid

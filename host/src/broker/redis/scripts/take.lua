@@ -8,7 +8,7 @@ for _, item in ipairs(due) do
     redis.call('ZREM', delayed, item)
     -- QTasks' `flush_all` knows nothing of delayed tasks: what has no record any more is gone.
     local uuid = string.match(item, ':([^:]*):[^:]*$')
-    if uuid and redis.call('EXISTS', record(uuid)) == 1 then
+    if uuid and is_there(uuid) then
         redis.call('RPUSH', queue, item)
     end
 end

@@ -13,9 +13,13 @@ end
 local taken, set_aside = {}, 0
 for _, lease in ipairs(leases_of(dead)) do
     local uuid, item = lease.uuid, lease.item
-    local is_there = redis.call('EXISTS', record(uuid)) == 1
-    local losses = is_there and redis.call('HINCRBY', record(uuid), 'losses', 1)
-    if not is_there then
+    local losses
+    if is_there(uuid) then
+        losses = tonumber(redis.call('HGET', record(uuid), 'losses') or '') or 0
+        losses = losses + 1
+        redis.call('HSET', record(uuid), 'losses', losses)
+    end
+    if not losses then
         -- Somebody has removed it meanwhile.
         redis.call('HDEL', leases, uuid)
         redis.call('ZREM', process, item)
