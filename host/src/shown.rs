@@ -50,6 +50,31 @@ pub(crate) fn is_plain(char: char) -> bool {
     !char.is_control() && !turns_text
 }
 
+/// An error and all its causes, as one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Some variants name their cause themselves.
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    on_one_line(&text)
+}
+
+/// The text with its control characters escaped: a file name may hold line ends and what a terminal obeys.
+fn on_one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for letter in text.chars() {
+        if letter.is_control() { line.extend(letter.escape_default()) } else { line.push(letter) }
+    }
+    line
+}
+
 #[cfg(test)]
 mod tests {
     use std::ffi::OsStr;

@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use crate::broker::{Answer, BrokerError, Cancellation, Store, Taken};
+use crate::shown::chain;
 use crate::task::{Ended, Execution, Task, TaskExecutor, TaskReport};
 
 pub use settings::WorkerSettings;
@@ -191,18 +192,6 @@ async fn work(shared: Arc<Shared>, stop: Stop, mut lanes: Lanes, mut cancellatio
     if tokio::time::timeout(deadline, lanes.drain()).await.is_err() {
         tracing::warn!("{} tasks still ran after {} s; they are given back", lanes.running(), deadline.as_secs_f64());
     }
-}
-
-/// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 /// What was taken: some of it runs, the rest waits for a lane.

@@ -211,14 +211,6 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// An error with its cause, on one line.
-fn chain(error: &BrokerError) -> String {
-    match &error.source {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    }
-}
-
 impl Broker for RedisBackend {
     fn component(&self) -> Component {
         Component::new("RedisBroker", &self.place)

@@ -111,14 +111,6 @@ impl SqliteBackend {
     }
 }
 
-/// An error with its causes, on one line.
-fn chain(error: &BrokerError) -> String {
-    match &error.source {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    }
-}
-
 impl Broker for SqliteBackend {
     fn component(&self) -> Component {
         Component::new("SqliteBroker", &self.place)

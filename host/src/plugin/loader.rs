@@ -19,7 +19,7 @@ use super::discover::{Candidate, DiscoverError, Found, MAX_LIBRARY_BYTES, Plugin
 use super::elf;
 use super::instance::{Home, Origin, Plugin};
 use super::library::{self, OpenError};
-use super::load_error::{LoadErrorKind, chain};
+use super::load_error::LoadErrorKind;
 use super::manifest::{self, Manifest, ManifestError, ManifestText};
 use super::probe::{self, QuarantinedError};
 use super::process::guest::{Purpose, Start};
@@ -33,7 +33,7 @@ use super::start_watch::StartWatch;
 use super::trust::{self, Trust, TrustPolicy, TrustSetting, TrustState};
 use super::verdicts::{QuarantineKind, Subject, Verdict, Verdicts};
 use crate::nearest::nearest_in;
-use crate::shown::shown;
+use crate::shown::{chain, shown};
 
 /// What became of a plugin directory.
 #[derive(Debug, Default)]

@@ -7,13 +7,14 @@ use serde::{Serialize, Serializer};
 
 use super::discover::{Candidate, Found};
 use super::elf;
-use super::load_error::{LoadError, LoadErrorKind, chain};
+use super::load_error::{LoadError, LoadErrorKind};
 use super::loader::Inspected;
 use super::manifest::Manifest;
 use super::probe::QuarantinedError;
 use super::settings::PluginSettings;
 use super::trust::{Trust, TrustState};
 use super::verdicts::{Verdict, Verdicts};
+use crate::shown::chain;
 use crate::shown::path_as_text;
 
 /// How a candidate ended.

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::load_error::chain;
 use super::verdicts::{QuarantineKind, Subject, Verdicts};
+use crate::shown::chain;
 
 /// Who is being started, and since when. Written by the thread that loads, read by whoever waits for it.
 #[derive(Debug, Default)]

@@ -15,9 +15,8 @@ use self::lock::{Lock, LockEntry, LockError, LockPlace, Locked};
 use self::signature::{SignatureError, TrustedKey};
 use super::bytes::Digest;
 use super::discover::{PluginDirectory, Strictness};
-use super::load_error::chain;
 use super::manifest::Manifest;
-use crate::shown::shown;
+use crate::shown::{chain, shown};
 
 /// Whom to trust, whatever plugin a library holds.
 #[derive(Debug, Clone, Default)]

@@ -9,8 +9,9 @@ use tokio::task::{JoinError, JoinHandle, JoinSet};
 
 use super::lane::FunctionInfo;
 use super::stop::Stop;
-use super::{FIRST_PAUSE, LONGEST_PAUSE, Shared, chain};
+use super::{FIRST_PAUSE, LONGEST_PAUSE, Shared};
 use crate::broker::{Finish, Lease, Record};
+use crate::shown::chain;
 use crate::task::TaskReport;
 
 /// An attempt that has ended, on its way to the broker.

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 
+use super::Shared;
 use super::settings::WorkerSettings;
-use super::{Shared, chain};
 use crate::broker::Store;
+use crate::shown::chain;
 
 /// QTasks' clients take a project for dead 20 seconds after it last spoke.
 const SAY_RUNNING: Duration = Duration::from_secs(7);

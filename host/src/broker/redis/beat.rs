@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::keys::Keys;
 use super::link::error_of;
 use crate::broker::{BrokerError, BrokerErrorKind, Cancellation};
+use crate::shown::chain;
 
 /// Requests to cancel are looked for this often.
 const LOOK: Duration = Duration::from_millis(500);
@@ -63,10 +64,7 @@ impl Beat {
                         next_beat = now;
                         if !std::mem::replace(&mut told, true) {
                             let error = error_of(&thread.place, error);
-                            tracing::error!(
-                                "the worker's beat could not be written, trying again: {}",
-                                crate::broker::redis::chain(&error)
-                            );
+                            tracing::error!("the worker's beat could not be written, trying again: {}", chain(&error));
                         }
                     }
                 }

@@ -12,6 +12,7 @@ use super::connection::error_of;
 use super::writer::in_transaction;
 use crate::broker::Cancellation;
 use crate::broker::record::unix_now;
+use crate::shown::chain;
 
 /// Requests to cancel are looked for this often.
 const LOOK: Duration = Duration::from_millis(500);
@@ -49,7 +50,7 @@ impl Beat {
             self.next_beat = now + self.every;
         }
         if let Err(error) = self.try_once(connection, beat_is_due) {
-            tracing::error!("the worker's beat could not be written: {}", super::chain(&error_of(place, error)));
+            tracing::error!("the worker's beat could not be written: {}", chain(&error_of(place, error)));
         }
     }
 

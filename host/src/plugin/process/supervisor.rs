@@ -20,10 +20,10 @@ use super::guest::{LoggedLine, Start};
 use super::sandbox::SandboxLevel;
 use super::spawn::{Guest, GuestError, describe, nonce};
 use crate::plugin::bytes::SealedLibrary;
-use crate::plugin::load_error::chain;
 use crate::plugin::outcome::{CRASH_ERROR, DEADLINE_ERROR, Outcome, TRIPPED_ERROR, failed};
 use crate::plugin::services::TracingServices;
 use crate::plugin::verdicts::{QuarantineKind, Subject, Verdicts};
+use crate::shown::chain;
 
 /// A call that was told to end gets this long before its process is killed.
 const GRACE: Duration = Duration::from_millis(100);
