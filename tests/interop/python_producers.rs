@@ -76,11 +76,11 @@ fn what_a_plugin_answered_is_the_result_and_python_can_read_who_it_was() {
     let results = client.results(&uuids);
     assert_has(&results[0], &json!({"status": "success", "returning": 123, "traceback": null}));
     let who = json!({
-        "resolved_by": "documented-example", "resolved_by_version": "0.1.0", "resolved_outcome": "result",
-        "original_error_type": "TaskPluginTriggerError",
+        "resolved_by": "documented-example 0.1.0 result", "original_error_type": "TaskPluginTriggerError",
+        "original_error_message": "sea is frozen",
     });
     assert_has(&results[0], &who);
-    assert_has(&results[0]["types"], &json!({"resolved_by": "str", "resolved_by_version": "str", "attempt": "int"}));
+    assert_has(&results[0]["types"], &json!({"resolved_by": "str", "original_error_type": "str"}));
     // What nobody had to resolve says so by saying nothing.
     assert!(results[1].get("resolved_by").is_none(), "{}", results[1]);
     assert!(worker.stop().0.success());

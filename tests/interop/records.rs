@@ -12,10 +12,8 @@ type Fields = BTreeMap<String, String>;
 /// Fields that every record has.
 const ALWAYS: [&str; 7] = ["task_name", "priority", "args", "kwargs", "created_at", "updated_at", "status"];
 /// Fields that we add to records that ended. A Python client makes attributes of them, so each must be an identifier.
-const OURS: [&str; 16] = [
+const OURS: [&str; 14] = [
     "resolved_by",
-    "resolved_by_version",
-    "resolved_outcome",
     "error_type",
     "error_message",
     "error_args",

@@ -34,7 +34,7 @@ use super::record::{DecisionRecord, Fields, Record, unix_now};
 use super::settings::BrokerSettings;
 use super::watched::Watched;
 use super::{Answer, Broker, Cancellation, Cancelled, Counts, Filter, Finish, Lease, Requeued, Storage, Taken};
-use crate::task::{BoxFuture, Task};
+use crate::task::BoxFuture;
 
 /// How long an answer may take; a script over many tasks takes milliseconds.
 const RESPONSE: Duration = Duration::from_secs(10);
@@ -63,7 +63,7 @@ pub struct RedisBackend {
     /// Items that workers without leases have, and since when they were seen.
     foreign: Mutex<HashMap<Vec<u8>, Instant>>,
     /// What this worker knows that it has, as it was taken. The server may know of more, where an answer did not arrive.
-    held: Mutex<HashMap<Lease, Task>>,
+    held: Mutex<HashMap<Lease, queue::Before>>,
     /// An answer did not arrive.
     unsure: AtomicBool,
     /// How far the search for records that Python workers ended has come.
@@ -113,7 +113,7 @@ impl RedisBackend {
         })
     }
 
-    fn held(&self) -> MutexGuard<'_, HashMap<Lease, Task>> {
+    fn held(&self) -> MutexGuard<'_, HashMap<Lease, queue::Before>> {
         locked(&self.held)
     }
 
@@ -121,7 +121,7 @@ impl RedisBackend {
     async fn keep(&self, handed: Vec<queue::Handed>) -> Result<Vec<Taken>, BrokerError> {
         // Without its record, a task is leased to this worker and unknown to it.
         let sorted = self.unsure_while(queue::sort(&self.link, &self.keys, handed)).await?;
-        self.held().extend(sorted.taken.iter().map(|taken| (taken.lease, taken.record.task.clone())));
+        self.held().extend(sorted.before);
         if !sorted.unreadable.is_empty()
             && let Err(error) = queue::set_aside(&self.link, &self.keys, &sorted.unreadable).await
         {
@@ -247,7 +247,7 @@ impl Broker for RedisBackend {
         Box::pin(async move {
             let mut lost = Vec::new();
             for part in batch.chunks(queue::MOST) {
-                let before: Vec<Option<Task>> = {
+                let before: Vec<Option<queue::Before>> = {
                     let held = self.held();
                     part.iter().map(|finish| held.get(&finish.lease).cloned()).collect()
                 };

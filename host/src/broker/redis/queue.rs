@@ -23,10 +23,20 @@ pub(super) const MOST: usize = 512;
 /// A task as a script hands it out: its item, its uuid, its delivery.
 pub(super) type Handed = (Vec<u8>, String, i64);
 
+/// A task as it was when it was taken.
+#[derive(Debug, Clone)]
+pub(super) struct Before {
+    task: Task,
+    /// Where its earlier attempts stand, and a space; empty where there are none.
+    attempts_at: String,
+}
+
 /// What became of what was handed out.
 #[derive(Default)]
 pub(super) struct Sorted {
     pub(super) taken: Vec<Taken>,
+    /// Of each that was taken.
+    pub(super) before: Vec<(Lease, Before)>,
     /// What cannot run, and why.
     pub(super) unreadable: Vec<Unreadable>,
 }
@@ -57,7 +67,12 @@ pub(super) async fn sort(link: &Link, keys: &Keys, handed: Vec<Handed>) -> Resul
         let Ok(uuid) = Uuid::try_parse(&uuid) else { continue };
         let lease = Lease { uuid, delivery };
         match record_of(&item, uuid, &hash) {
-            Ok(record) => sorted.taken.push(Taken { lease, record }),
+            Ok(record) => {
+                let attempts_at = Some(hash.attempts_text()).filter(|text| !text.is_empty()).map(|text| format!("{text} "));
+                let before = Before { task: record.task.clone(), attempts_at: attempts_at.unwrap_or_default() };
+                sorted.before.push((lease, before));
+                sorted.taken.push(Taken { lease, record });
+            }
             Err(reason) => sorted.unreadable.push(Unreadable { lease, item, hash, reason }),
         }
     }
@@ -129,12 +144,12 @@ pub(super) async fn take(link: &Link, keys: &Keys, worker: Uuid, most: usize) ->
     Ok(Took { handed, next_due: due.parse().ok(), was_empty: items == 0 })
 }
 
-/// Records what became of attempts, which began with the tasks `before`; gives the leases that were lost.
+/// Records what became of attempts, which were as `before` when they were taken; gives the leases that were lost.
 pub(super) async fn finish(
     link: &Link,
     keys: &Keys,
     batch: &[Finish],
-    before: &[Option<Task>],
+    before: &[Option<Before>],
 ) -> Result<Vec<Lease>, BrokerError> {
     let mut call = script::FINISH.call(&keys.project);
     call.arg(batch.len());
@@ -159,11 +174,13 @@ struct AttemptEntry<'a> {
     attempt: &'a crate::broker::Attempt,
 }
 
-fn one_finish(call: &mut redis::Cmd, finish: &Finish, before: Option<&Task>) {
+fn one_finish(call: &mut redis::Cmd, finish: &Finish, before: Option<&Before>) {
     let Finish { lease, record, retry, attempt } = finish;
     let entry = attempt.as_ref().map(|attempt| AttemptEntry { uuid: lease.uuid, task_name: &record.task.name, attempt });
     // An attempt holds nothing that has no JSON form.
     call.arg(entry.and_then(|entry| serde_json::to_string(&entry).ok()).unwrap_or_default());
+    call.arg(before.map_or("", |before| &before.attempts_at));
+    let before = before.map(|before| &before.task);
     let Some(Again { after, left }) = *retry else {
         counted(call, &hash::of_ended(record, record.status, before));
         call.arg("");
@@ -200,7 +217,7 @@ pub(super) async fn set_aside(link: &Link, keys: &Keys, unreadable: &[Unreadable
     for Unreadable { lease, item, hash, reason } in unreadable {
         tracing::error!(uuid = %lease.uuid, item, "a task was set aside: {reason}");
         let fields = hash.set_aside(item, now, reason);
-        call.arg("").arg(fields.len() * 2);
+        call.arg("").arg("").arg(fields.len() * 2);
         for (name, value) in fields {
             call.arg(name).arg(value);
         }

@@ -27,5 +27,5 @@ if not removed then
 end
 if not removed then return 'foreign' end
 redis.call('HSET', record(uuid), 'status', 'cancel', 'cancel_reason', reason, 'updated_at', now)
-have_ended({now, uuid})
+have_ended({now .. ' ' .. uuid})
 return 'done'

@@ -25,10 +25,8 @@ local function call_over(command, key, list)
     end
 end
 
--- Notes that these records have ended. In ARGV's words: time, uuid, …
-local function have_ended(times)
-    local notes = {}
-    for at = 1, #times, 2 do notes[#notes + 1] = times[at] .. ' ' .. times[at + 1] end
+-- Notes that records have ended: "TIME UUID" of each.
+local function have_ended(notes)
     call_over('RPUSH', ended, notes)
     if #notes > 0 then redis.call('PUBLISH', changed, '') end
 end
@@ -36,6 +34,24 @@ end
 -- Whether there is a record of this uuid, and nothing else in its place.
 local function is_there(uuid)
     return redis.call('TYPE', record(uuid)).ok == 'hash'
+end
+
+-- HSET of ARGV[first] to ARGV[last], and of where the attempts stand. In steps, since a call takes so many arguments and no more; gives
+-- how many of all these fields are new, or nil where somebody has put something else in the place of the record: an error here would leave a
+-- script half done.
+local function set_fields(key, first, last, attempts_at)
+    local added = 0
+    for from = first, last, 4000 do
+        local new
+        if attempts_at and from == first then
+            new = redis.pcall('HSET', key, 'attempts_at', attempts_at, unpack(ARGV, from, math.min(from + 3999, last)))
+        else
+            new = redis.pcall('HSET', key, unpack(ARGV, from, math.min(from + 3999, last)))
+        end
+        if type(new) == 'table' then return nil end
+        added = added + new
+    end
+    return added
 end
 
 -- Ends a lease, and puts its task back to the front of the queue as `item`, where nobody has removed it meanwhile.
@@ -59,18 +75,6 @@ local function leases_of(whose)
     end
     table.sort(found, function(a, b) return a.delivery < b.delivery end)
     return found
-end
-
--- HSET of ARGV[first] to ARGV[last], in steps, since a call takes so many arguments and no more. Gives how many fields are new, or
--- nil where somebody has put something else in the place of the record: an error here would leave a script half done.
-local function set_fields(key, first, last)
-    local added = 0
-    for from = first, last, 4000 do
-        local new = redis.pcall('HSET', key, unpack(ARGV, from, math.min(from + 3999, last)))
-        if type(new) == 'table' then return nil end
-        added = added + new
-    end
-    return added
 end
 
 -- The record at the end of a chain of retries: who asks for a task means that one.

@@ -9,7 +9,7 @@ local ended_at = redis.call('HMGET', record(last), 'status', 'attempts_at')
 if ended_at[1] == 'new' or ended_at[1] == 'process' then return 'underway' end
 if last ~= uuid and ended_at[2] then redis.call('HSET', record(uuid), 'attempts_at', ended_at[2]) end
 redis.call('HDEL', record(uuid), 'returning', 'traceback', 'cancel_reason', 'dead_letter', 'due', 'losses', 'retry',
-    'retry_child_uuid', 'resolved_by', 'resolved_by_version', 'resolved_outcome')
+    'retry_child_uuid', 'resolved_by')
 redis.call('HDEL', record(uuid), 'error_type', 'error_message', 'error_args', 'error_kwargs', 'error_causes', 'error_location',
     'original_error_type', 'original_error_message')
 redis.call('HSET', record(uuid), 'status', 'new', 'updated_at', now, 'attempt', '1')

@@ -18,7 +18,8 @@ local waiting = redis.call('LRANGE', queue, 0, math.max(window, most) - 1)
 local lowest, overtaken = math.huge, false
 local priorities = {}
 for place, item in ipairs(waiting) do
-    local priority = tonumber(string.match(item, ':(-?%d+)$')) or 0
+    -- Nearly all have none, and this is what most of the time here goes to.
+    local priority = string.sub(item, -2) ~= ':0' and tonumber(string.match(item, ':(-?%d+)$')) or 0
     priorities[place] = priority
     if place <= most then
         lowest = math.min(lowest, priority)
@@ -59,7 +60,7 @@ local function set_aside(item, reason)
     redis.call('HSET', record(uuid), 'task_name', 'unreadable', 'priority', '0', 'args', '[]', 'kwargs', '{}', 'created_at', now,
         'updated_at', now, 'status', 'error', 'traceback', reason, 'error_type', 'UnreadableTask', 'error_message', reason,
         'dead_letter', reason, 'found_item', found)
-    have_ended({now, uuid})
+    have_ended({now .. ' ' .. uuid})
 end
 
 local uuids, to_lease = {}, {}

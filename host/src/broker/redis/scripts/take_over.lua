@@ -29,7 +29,7 @@ for _, lease in ipairs(leases_of(dead)) do
             'error_type', 'WorkerLost', 'error_message', reason, 'dead_letter', reason)
         redis.call('HDEL', leases, uuid)
         redis.call('ZREM', process, item)
-        have_ended({now, uuid})
+        have_ended({now .. ' ' .. uuid})
         set_aside = set_aside + 1
     else
         local delivery = redis.call('INCR', own .. 'deliveries')
