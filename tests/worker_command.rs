@@ -325,3 +325,12 @@ fn a_task_that_is_none_is_told_before_anything_is_added() {
     let twice = project.client(&["task", "add", "a", "--uuid", &uuid]).end().expect_code(2);
     assert_says(&twice.stderr, &[&uuid, "is there already; expected a new uuid"]);
 }
+
+#[test]
+fn what_is_no_id_of_a_task_is_told_what_one_is() {
+    let project = Project::sqlite(&[]);
+    for words in [["task", "get", "nonsense"], ["task", "cancel", "nonsense"], ["task", "retry", "nonsense"]] {
+        let ended = project.client(&words).end().expect_code(2);
+        assert_says(&ended.stderr, &["nonsense", "the id of a task, a uuid as `task add` prints it"]);
+    }
+}

@@ -20,7 +20,7 @@ pub(crate) enum DecisionsCommand {
 #[derive(Debug, Args)]
 pub(crate) struct ListArguments {
     /// Only about this task.
-    #[arg(long, value_name = "UUID")]
+    #[arg(long, value_name = "UUID", value_parser = super::task::task_uuid)]
     task: Option<Uuid>,
     /// At most so many.
     #[arg(long, value_name = "N", default_value_t = 50)]

@@ -33,9 +33,15 @@ pub(crate) enum TaskCommand {
     DeadLetter(DeadLetterCommand),
 }
 
+/// Reads the id of a task.
+pub(super) fn task_uuid(text: &str) -> Result<Uuid, String> {
+    text.parse().map_err(|_| "expected the id of a task, a uuid as `task add` prints it".to_owned())
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct GetArguments {
     /// The task.
+    #[arg(value_parser = task_uuid)]
     uuid: Uuid,
     /// Wait until it has ended.
     #[arg(long)]
@@ -71,6 +77,7 @@ pub(crate) struct ListArguments {
 #[derive(Debug, Args)]
 pub(crate) struct CancelArguments {
     /// The task.
+    #[arg(value_parser = task_uuid)]
     uuid: Uuid,
     /// Why; kept with the task.
     #[arg(long, value_name = "TEXT", default_value = "cancelled by the operator")]
@@ -85,6 +92,7 @@ pub(crate) struct CancelArguments {
 #[derive(Debug, Args)]
 pub(crate) struct RetryArguments {
     /// The task.
+    #[arg(value_parser = task_uuid)]
     uuid: Uuid,
     /// Print what became of it as JSON instead.
     #[arg(long)]
@@ -116,7 +124,7 @@ pub(crate) struct DeadLetterListArguments {
 #[derive(Debug, Args)]
 pub(crate) struct RequeueArguments {
     /// The tasks.
-    #[arg(required_unless_present = "all")]
+    #[arg(required_unless_present = "all", value_parser = task_uuid)]
     uuids: Vec<Uuid>,
     /// All that were set aside.
     #[arg(long, conflicts_with = "uuids")]

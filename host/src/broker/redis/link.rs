@@ -117,5 +117,10 @@ pub(super) fn error_of(place: &Arc<str>, error: RedisError) -> BrokerError {
         (ErrorKind::Io, _) | (_, Some("LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN")) => BrokerErrorKind::Unreachable,
         _ => BrokerErrorKind::Other,
     };
-    BrokerError::with_source(place, kind, error)
+    BrokerError::with_source(place, kind, Told(error.to_string()))
 }
+
+/// What the client says of an error. Its own error has a cause that says the same once more.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Told(String);

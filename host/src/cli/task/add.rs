@@ -41,7 +41,7 @@ pub(crate) struct AddArguments {
     #[arg(long, value_name = "JSON", conflicts_with = "from")]
     kwargs: Option<String>,
     /// Its id, a uuid of version 4 [default: a new one].
-    #[arg(long, conflicts_with = "from")]
+    #[arg(long, conflicts_with = "from", value_parser = super::task_uuid)]
     uuid: Option<Uuid>,
     /// Higher runs first [default: 0].
     #[arg(long, value_name = "N", allow_negative_numbers = true, conflicts_with = "from")]
