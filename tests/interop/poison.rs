@@ -42,6 +42,9 @@ fn poisons() -> Vec<Poison> {
         Poison { uuid: version_7, ..poison("uuid of version 7", ITEM, Record::Good, &["version"]) },
         poison("bad JSON", ITEM, args(b"[1,"), &["args"]),
         poison("priority that is no integer", b"mirror:UUID:1.5", Record::Good, &["1.5"]),
+        // Lua and C read these as numbers, which no queue can be sorted by.
+        poison("priority that is not a number", b"mirror:UUID:nan", Record::Good, &["nan"]),
+        poison("priority without end", b"mirror:UUID:inf", Record::Good, &["inf"]),
         poison("a field is missing", ITEM, Record::Without("args"), &["args"]),
         poison("another field is missing", ITEM, Record::Without("created_at"), &["created_at"]),
         poison("NaN", ITEM, args(b"[NaN]"), &["args"]),
@@ -162,6 +165,40 @@ fn an_id_in_upper_case_runs_and_leaves_nothing_behind() {
     upper.push(&interop);
     let worker = project.start(&[MIRROR]);
     assert_eq!(project.wait(&upper.uuid.to_string())["status"], "success");
+    interop.assert_nothing_left();
+    assert!(worker.stop().0.success());
+}
+
+#[test]
+fn a_key_of_another_type_is_told_and_loses_no_task() {
+    let Some(interop) = Interop::start() else { return };
+    let project = interop.project(&["scripted"]);
+    let leases = "qtasks-host:QueueTasks:leases";
+    interop.server.command::<()>(&["SET", leases, "somebody else's"]);
+    let mut client = interop.client(Flavour::Async);
+    let uuid = client.add(&[r#"{"task": "echo"}"#]).remove(0);
+    let mut worker = project.start(&[]);
+    assert_says(&worker.read_until("no tasks can be taken"), &[leases, "is a string; expected a hash, move it away"]);
+    assert_eq!(interop.server.command::<u64>(&["LLEN", QUEUE]), 1, "it waits on");
+    interop.server.command::<()>(&["DEL", leases]);
+    assert_has(&client.results(&[uuid])[0], &json!({"status": "success"}));
+    interop.assert_nothing_left();
+    assert!(worker.stop().0.success());
+}
+
+#[test]
+fn a_name_with_a_byte_that_ends_texts_in_c_leaves_nothing_behind() {
+    let Some(interop) = Interop::start() else { return };
+    let project = interop.project(&["scripted"]);
+    let uuid = Uuid::new_v4().to_string();
+    let record = ["priority", "0", "args", "[]", "kwargs", "{}", "created_at", "1.5", "updated_at", "1.5", "status", "new"];
+    let its_key = key(&uuid);
+    let hset = [["HSET", &its_key, "task_name", "a\0b"].as_slice(), &record].concat();
+    interop.server.command::<()>(&hset);
+    interop.server.command::<()>(&["RPUSH", QUEUE, &format!("a\0b:{uuid}:0")]);
+    let worker = project.start(&[]);
+    interop.server.wait_for(&["HGET", &its_key, "status"], Some("error".to_owned()));
+    interop.server.wait_for(&["ZCARD", PROCESS], 0);
     interop.assert_nothing_left();
     assert!(worker.stop().0.success());
 }

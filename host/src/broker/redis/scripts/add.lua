@@ -1,5 +1,7 @@
 -- Puts new tasks into the queue, all or none. ARGV: how many, and for each: uuid, item, due time ('' or seconds), the number of fields
 -- and values, these. Gives the uuid that is there already, or ''.
+local wrong = wrong_type()
+if wrong then return wrong end
 local count = tonumber(ARGV[1])
 local at, seen = 2, {}
 for _ = 1, count do

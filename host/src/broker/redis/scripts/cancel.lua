@@ -1,4 +1,6 @@
 -- Cancels a task that waits, or tells the worker that has it; of a task that was retried, the last retry. ARGV: uuid, now, reason.
+local wrong = wrong_type()
+if wrong then return wrong end
 local uuid, now, reason = last_of(ARGV[1]), ARGV[2], ARGV[3]
 local found = redis.call('HMGET', record(uuid), 'status', 'task_name', 'priority')
 local status = found[1]
@@ -14,7 +16,7 @@ if status ~= 'new' and status ~= 'process' then return 'ended' end
 local function remove(item)
     return redis.call('LREM', queue, 1, item) + redis.call('ZREM', delayed, item) > 0
 end
-local item = string.format('%s:%s:%s', found[2] or '', uuid, found[3] or '')
+local item = (found[2] or '') .. ':' .. uuid .. ':' .. (found[3] or '')
 local removed = remove(item)
 if not removed then
     -- The record may have been changed since it was queued.

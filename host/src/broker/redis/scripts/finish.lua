@@ -2,6 +2,8 @@
 -- attempt ('' or JSON), where the attempts before it stand ('' or places), the number of fields and values, these; child ('' or a
 -- uuid), and with a child its item, its due time ('' or seconds), the number of fields and values, these. Gives the uuids whose lease
 -- was lost.
+local wrong = wrong_type()
+if wrong then return wrong end
 local count = tonumber(ARGV[1])
 local uuids = {}
 for number = 1, count do uuids[number] = ARGV[4 * number - 2] end

@@ -1,5 +1,7 @@
 -- Puts tasks back to the front of the queue. ARGV: now, how many, and for each, the last first: uuid, delivery, its item ('' for the
 -- one it came with), the number of fields and values, these.
+local wrong = wrong_type()
+if wrong then return wrong end
 local now, count, at = ARGV[1], tonumber(ARGV[2]), 3
 for _ = 1, count do
     local uuid, delivery, new_item, fields = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])

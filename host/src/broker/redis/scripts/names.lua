@@ -13,6 +13,22 @@ local own = 'qtasks-host:' .. project .. ':'
 local delayed, leases, workers = own .. 'delayed', own .. 'leases', own .. 'workers'
 local ended, attempts, changed = own .. 'ended', own .. 'attempts', own .. 'changed'
 
+-- Called before the first write: an error in between would leave a script half done, and a task nowhere. Gives an error, or nil.
+local function wrong_type()
+    local expected = {[queue] = 'list', [process] = 'zset', [delayed] = 'zset', [leases] = 'hash', [ended] = 'list', [attempts] = 'stream'}
+    for key, wanted in pairs(expected) do
+        local found = redis.call('TYPE', key).ok
+        if found ~= 'none' and found ~= wanted then
+            return redis.error_reply('WRONGTYPE ' .. key .. ' is a ' .. found .. '; expected a ' .. wanted .. ', move it away')
+        end
+    end
+end
+
+-- A lease as it is kept. Joined, not formatted: an item may hold any byte.
+local function lease(delivery, worker, item)
+    return string.format('%d', delivery) .. ' ' .. worker .. ' ' .. item
+end
+
 -- Delivery, worker and item of a lease.
 local function lease_of(value)
     return string.match(value, '^(%d+) (%S+) (.*)$')

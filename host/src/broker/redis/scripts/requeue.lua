@@ -1,4 +1,6 @@
 -- Lets an ended task run again. ARGV: uuid, now.
+local wrong = wrong_type()
+if wrong then return wrong end
 local uuid, now = ARGV[1], ARGV[2]
 local found = redis.call('HMGET', record(uuid), 'status', 'task_name', 'priority')
 local status = found[1]
@@ -13,5 +15,5 @@ redis.call('HDEL', record(uuid), 'returning', 'traceback', 'cancel_reason', 'dea
 redis.call('HDEL', record(uuid), 'error_type', 'error_message', 'error_args', 'error_kwargs', 'error_causes', 'error_location',
     'original_error_type', 'original_error_message')
 redis.call('HSET', record(uuid), 'status', 'new', 'updated_at', now, 'attempt', '1')
-redis.call('RPUSH', queue, string.format('%s:%s:%s', found[2] or '', uuid, found[3] or '0'))
+redis.call('RPUSH', queue, (found[2] or '') .. ':' .. uuid .. ':' .. (found[3] or '0'))
 return 'done'

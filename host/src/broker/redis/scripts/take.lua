@@ -1,6 +1,8 @@
 -- Leases tasks. ARGV: worker, now, most, how many at the head of the queue are looked at.
 -- Gives {{item, uuid, delivery}, …}, when the next delayed task is due, and how many items were taken off the queue. The records are
 -- read by the caller, who has them alone now: thousands of texts that only pass through here would cost more than all the rest.
+local wrong = wrong_type()
+if wrong then return wrong end
 local worker, now, most, window = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 
 local due = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, 512)
@@ -71,7 +73,7 @@ for _, item in ipairs(items) do
         set_aside(item, 'its item in the queue is not task_name:uuid:priority')
     else
         uuids[#uuids + 1] = uuid
-        to_lease[#to_lease + 1] = {item = item, uuid = uuid, priority = tonumber(priority) or 0}
+        to_lease[#to_lease + 1] = {item = item, uuid = uuid, priority = tonumber(string.match(priority, '^-?%d+$') or '') or 0}
     end
 end
 if #uuids == 0 then return {{}, next_due, #items} end
@@ -92,7 +94,7 @@ for place, one in ipairs(to_lease) do
             leased[uuid] = true
             delivery = delivery + 1
             held[#held + 1] = uuid
-            held[#held + 1] = string.format('%d %s %s', delivery, worker, item)
+            held[#held + 1] = lease(delivery, worker, item)
             running[#running + 1] = one.priority
             running[#running + 1] = item
             taken[#taken + 1] = {item, uuid, delivery}

@@ -1,6 +1,8 @@
 -- Leases what lost workers held to another one. ARGV: worker, now, after how many losses a task is set aside, and for each lost worker
 -- its id and the beat it stands at ('' where it has none). Gives {{item, uuid, delivery}, …}, and how many were set
 -- aside.
+local wrong = wrong_type()
+if wrong then return wrong end
 local worker, now, max_losses = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local dead = {}
 for at = 4, #ARGV, 2 do
@@ -11,8 +13,8 @@ for at = 4, #ARGV, 2 do
     end
 end
 local taken, set_aside = {}, 0
-for _, lease in ipairs(leases_of(dead)) do
-    local uuid, item = lease.uuid, lease.item
+for _, held in ipairs(leases_of(dead)) do
+    local uuid, item = held.uuid, held.item
     local losses
     if is_there(uuid) then
         losses = tonumber(redis.call('HGET', record(uuid), 'losses') or '') or 0
@@ -33,7 +35,7 @@ for _, lease in ipairs(leases_of(dead)) do
         set_aside = set_aside + 1
     else
         local delivery = redis.call('INCR', own .. 'deliveries')
-        redis.call('HSET', leases, uuid, string.format('%d %s %s', delivery, worker, item))
+        redis.call('HSET', leases, uuid, lease(delivery, worker, item))
         taken[#taken + 1] = {item, uuid, delivery}
     end
 end
