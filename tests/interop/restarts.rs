@@ -175,3 +175,22 @@ fn a_server_that_is_not_there_is_told_with_its_address_and_without_its_password(
         assert!(!ended.stderr.contains("geheim"), "{}", ended.stderr);
     }
 }
+
+#[test]
+fn a_full_server_is_told_and_the_results_wait_for_room() {
+    let Some(interop) = Interop::start() else { return };
+    let project = interop.project(&[]);
+    let go_on = project.place.fifo("go_on");
+    let mut worker = project.start(&[r#"tasks.waits.command = ["sh", "-c", "read line < go_on; echo 7"]"#]);
+    let mut client = interop.client(Flavour::Async);
+    let uuid = client.add(&[r#"{"task": "waits"}"#]).remove(0);
+    let mut writer = opened_for("the command", &go_on);
+    interop.server.command::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
+    writer.write_all(b"go\n").expect("the command reads");
+    assert_says(&worker.read_until("cannot be recorded"), &["is full; make room", "trying again"]);
+    assert_eq!(interop.server.command::<u64>(&["HLEN", "qtasks-host:QueueTasks:leases"]), 1, "it is the worker's still");
+    interop.server.command::<()>(&["CONFIG", "SET", "maxmemory", "0"]);
+    assert_has(&client.results(&[uuid])[0], &json!({"status": "success", "returning": 7}));
+    interop.assert_nothing_left();
+    assert!(worker.stop().0.success());
+}

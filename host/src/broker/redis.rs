@@ -135,10 +135,8 @@ impl RedisBackend {
     }
 
     async fn try_take(&self, most: usize) -> Result<Vec<Taken>, BrokerError> {
-        if self.unsure.swap(false, Ordering::Relaxed) {
-            self.unsure_while(self.give_back_unknown()).await?;
-        }
         loop {
+            self.give_back_if_unsure().await?;
             let took = self.unsure_while(queue::take(&self.link, &self.keys, self.worker, most)).await?;
             let taken = self.keep(took.handed).await?;
             if !taken.is_empty() {
@@ -148,6 +146,14 @@ impl RedisBackend {
                 self.wait(took.next_due).await?;
             }
         }
+    }
+
+    /// Where an answer did not arrive, the server may think that this worker has more than it knows of.
+    async fn give_back_if_unsure(&self) -> Result<(), BrokerError> {
+        if !self.unsure.swap(false, Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.unsure_while(self.give_back_unknown()).await
     }
 
     /// Whatever fails on the way may have been done all the same.
@@ -161,7 +167,7 @@ impl RedisBackend {
 
     /// Waits until there may be a task.
     async fn wait(&self, due: Option<f64>) -> Result<(), BrokerError> {
-        let until_due = due.map_or(WAIT, |due| Duration::try_from_secs_f64(due - unix_now()).unwrap_or_default());
+        let until_due = due.map_or(WAIT, |due| Duration::try_from_secs_f64((due - unix_now()).clamp(0.0, 1.0)).unwrap_or(WAIT));
         // Zero would be for ever.
         let wait = until_due.clamp(Duration::from_millis(1), WAIT).as_secs_f64();
         let mut command = redis::cmd("BLMOVE");
@@ -200,7 +206,19 @@ impl RedisBackend {
         let mut taken = Vec::new();
         for item in left {
             tracing::warn!(item = %String::from_utf8_lossy(&item), "a Python worker has had this task for too long; it is taken over");
-            taken.extend(self.keep(queue::adopt(&self.link, &self.keys, self.worker, &item).await?).await?);
+            let adopting = self.unsure_while(queue::adopt(&self.link, &self.keys, self.worker, &item));
+            let kept = match adopting.await {
+                Ok(handed) => self.keep(handed).await,
+                Err(error) => Err(error),
+            };
+            match kept {
+                Ok(kept) => taken.extend(kept),
+                // What was taken over so far is not to be forgotten for this one.
+                Err(error) => {
+                    tracing::warn!("{}", crate::shown::chain(&error));
+                    break;
+                }
+            }
         }
         Ok(taken)
     }
@@ -263,6 +281,7 @@ impl Broker for RedisBackend {
 
     fn take_over(&self) -> Answer<'_, Vec<Taken>> {
         Box::pin(async move {
+            self.give_back_if_unsure().await?;
             let mut beats = queue::beats(&self.link, &self.keys).await?;
             beats.retain(|(other, _)| *other != self.worker);
             let dead = locked(&self.watched).dead(&beats, self.lease);
@@ -272,7 +291,11 @@ impl Broker for RedisBackend {
                 taken = self.keep(self.unsure_while(taking).await?).await?;
             }
             if let Some(after) = self.recover_foreign_after {
-                taken.extend(self.adopt(after).await?);
+                match self.adopt(after).await {
+                    Ok(adopted) => taken.extend(adopted),
+                    // What was taken over above is not to be forgotten for these.
+                    Err(error) => tracing::warn!("{}", crate::shown::chain(&error)),
+                }
             }
             Ok(taken)
         })

@@ -15,7 +15,7 @@ use super::link::error_of;
 use crate::broker::{BrokerError, BrokerErrorKind, Cancellation};
 use crate::shown::chain;
 
-/// Requests to cancel are looked for this often.
+/// Requests to cancel are looked for this often, and there is a beat at least as often: others may have a shorter lease.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// The beat of this process' worker; ends when this is dropped.
@@ -45,8 +45,15 @@ impl Beat {
     ) -> Result<Self, BrokerError> {
         let (stop, stopped) = channel();
         let (place, keys) = (Arc::clone(place), Arc::clone(keys));
-        let mut thread =
-            Thread { client, place: Arc::clone(&place), keys, worker, every: lease / 3, cancellations, connection: None };
+        let mut thread = Thread {
+            client,
+            place: Arc::clone(&place),
+            keys,
+            worker,
+            every: LOOK.min(lease / 3),
+            cancellations,
+            connection: None,
+        };
         let run = move || {
             let (mut next_beat, mut told) = (Instant::now(), false);
             let step = LOOK.min(thread.every);

@@ -314,6 +314,7 @@ impl Hash {
         self.attempts_text()
             .split(' ')
             .filter_map(|at| at.split_once(':'))
+            .filter(|(id, _)| is_entry(id))
             .filter_map(|(id, place)| Some((id, place.parse().ok()?)))
             .collect()
     }
@@ -327,19 +328,19 @@ impl Hash {
         task.args = self.json("args", Some('['))?.ok_or("the field args is missing")?.into();
         task.kwargs = self.json("kwargs", Some('{'))?.ok_or("the field kwargs is missing")?.into();
         task.created_at = self.seconds("created_at")?.ok_or("the field created_at is missing")?;
-        task.attempt = self.parsed("attempt", "a whole number")?.unwrap_or(1).max(1);
-        task.max_time = self.seconds("max_time")?.and_then(usable);
+        task.attempt = self.parsed("attempt", "a whole number").ok().flatten().unwrap_or(1).max(1);
+        task.max_time = self.seconds("max_time").unwrap_or_default().and_then(usable);
         let mut record = Record::new(task);
         record.updated_at = self.seconds("updated_at")?.ok_or("the field updated_at is missing")?;
         let status = self.required("status")?;
         record.status = TaskStatus::from_name(status).ok_or_else(|| {
             format!("the field status is {}: expected new, process, success, error, retry or cancel", beginning(status))
         })?;
-        // What a retry is, others write as well; a task without it is a task.
+        // What a task needs was read above. The rest others write as well: what cannot be read of it is as good as not there.
         record.retry = self.parsed("retry", "a whole number").unwrap_or_default();
         record.retry_parent_uuid = self.parsed("retry_parent_uuid", "a uuid").unwrap_or_default();
         record.retry_child_uuid = self.parsed("retry_child_uuid", "a uuid").unwrap_or_default();
-        record.task.attempts = match (self.parsed("attempts", "a whole number")?, record.retry) {
+        record.task.attempts = match (self.parsed("attempts", "a whole number").unwrap_or_default(), record.retry) {
             // The retries of a child are counted down, whoever wrote it.
             (None, Some(left)) if record.retry_parent_uuid.is_some() => {
                 u32::try_from(left).ok().map(|left| record.task.attempt.saturating_add(left))
@@ -347,14 +348,14 @@ impl Hash {
             (attempts, _) => attempts,
         };
         let waits = record.status == TaskStatus::New;
-        record.due = self.seconds("due")?.filter(|due| waits && *due > unix_now());
-        record.traceback = self.owned("traceback")?;
-        record.cancel_reason = self.owned("cancel_reason")?;
-        record.dead_letter = self.owned("dead_letter")?;
-        record.losses = self.parsed("losses", "a whole number")?.unwrap_or_default();
-        record.error = self.error()?;
-        record.original_error = self.original_error()?;
-        record.resolved_by = self.resolution()?;
+        record.due = self.seconds("due").unwrap_or_default().filter(|due| waits && *due > unix_now());
+        record.traceback = self.owned("traceback").unwrap_or_default();
+        record.cancel_reason = self.owned("cancel_reason").unwrap_or_default();
+        record.dead_letter = self.owned("dead_letter").unwrap_or_default();
+        record.losses = self.parsed("losses", "a whole number").ok().flatten().unwrap_or_default();
+        record.error = self.error().unwrap_or_default();
+        record.original_error = self.original_error().unwrap_or_default();
+        record.resolved_by = self.resolution().unwrap_or_default();
         record.extras = self.extras()?;
         match self.json("returning", None) {
             Ok(returning) => record.returning = returning,
@@ -377,7 +378,7 @@ impl Hash {
     }
 
     fn extras(&self) -> Result<Fields, String> {
-        let mut extras: Fields = self.read(OTHER_FIELDS)?.unwrap_or_default();
+        let mut extras: Fields = self.read(OTHER_FIELDS).ok().flatten().unwrap_or_default();
         for (name, value) in &self.0 {
             let Ok(name) = std::str::from_utf8(name) else { continue };
             if OWN.contains(&name) {
@@ -438,6 +439,11 @@ impl Hash {
 
 fn raw(text: &str) -> Result<Box<RawValue>, String> {
     serde_json::value::to_raw_value(text).map_err(|error| error.to_string())
+}
+
+/// Whether this is the id of an entry of a stream.
+fn is_entry(id: &str) -> bool {
+    id.split_once('-').is_some_and(|(time, number)| time.parse::<u64>().is_ok() && number.parse::<u64>().is_ok())
 }
 
 /// Checks that plugins and tasks will be able to read this.

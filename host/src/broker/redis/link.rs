@@ -60,7 +60,9 @@ impl Link {
     /// Closes the connection where it did not answer, if it is still the one.
     async fn close_if_broken<T>(&self, ran: &Result<T, RedisError>, number: u64) {
         let Err(error) = ran else { return };
-        if matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension) {
+        // A server that may not be written to any more may have another in its place, under the same name.
+        let moved = matches!(error.code(), Some("READONLY" | "MASTERDOWN" | "LOADING"));
+        if !moved && matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension) {
             return;
         }
         let mut open = self.open.lock().await;

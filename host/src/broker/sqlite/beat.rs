@@ -14,6 +14,8 @@ use crate::broker::Cancellation;
 use crate::broker::record::unix_now;
 use crate::shown::chain;
 
+/// Longest time between two beats.
+const LONGEST: Duration = Duration::from_secs(1);
 /// Requests to cancel are looked for this often.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -30,7 +32,8 @@ pub(super) struct Beat {
 impl Beat {
     pub(super) fn new(worker: Uuid, lease: Duration, cancellations: UnboundedSender<Cancellation>) -> Self {
         let now = Instant::now();
-        let every = lease / 3;
+        // Others may have a shorter lease.
+        let every = LONGEST.min(lease / 3);
         Self { worker, every, next_beat: now + every, next_look: now + LOOK, cancellations }
     }
 

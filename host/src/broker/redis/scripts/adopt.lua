@@ -5,8 +5,9 @@ local worker, item = ARGV[1], ARGV[3]
 local uuid = string.match(item, ':([^:]*):[^:]*$')
 uuid = uuid and string.lower(uuid)
 if not uuid or not redis.call('ZSCORE', process, item) or redis.call('HEXISTS', leases, uuid) == 1 then return {} end
-local fields = redis.pcall('HLEN', record(uuid))
-if type(fields) == 'table' or fields == 0 then
+local status = #uuid == 36 and is_there(uuid) and redis.call('HGET', record(uuid), 'status')
+-- QTasks' workers leave items of tasks that have ended, too.
+if status ~= 'new' and status ~= 'process' then
     redis.call('ZREM', process, item)
     return {}
 end

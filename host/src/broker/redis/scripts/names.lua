@@ -15,7 +15,7 @@ local ended, attempts, changed = own .. 'ended', own .. 'attempts', own .. 'chan
 
 -- Called before the first write: an error in between would leave a script half done, and a task nowhere. Gives an error, or nil.
 local function wrong_type()
-    local expected = {[queue] = 'list', [process] = 'zset', [delayed] = 'zset', [leases] = 'hash', [ended] = 'list', [attempts] = 'stream'}
+    local expected = {[queue] = 'list', [process] = 'zset', [delayed] = 'zset', [leases] = 'hash', [workers] = 'hash', [ended] = 'list', [attempts] = 'stream'}
     for key, wanted in pairs(expected) do
         local found = redis.call('TYPE', key).ok
         if found ~= 'none' and found ~= wanted then
@@ -58,13 +58,17 @@ end
 local function set_fields(key, first, last, attempts_at)
     local added = 0
     for from = first, last, 4000 do
-        local new
+        local values = {unpack(ARGV, from, math.min(from + 3999, last))}
         if attempts_at and from == first then
-            new = redis.pcall('HSET', key, 'attempts_at', attempts_at, unpack(ARGV, from, math.min(from + 3999, last)))
-        else
-            new = redis.pcall('HSET', key, unpack(ARGV, from, math.min(from + 3999, last)))
+            values[#values + 1] = 'attempts_at'
+            values[#values + 1] = attempts_at
         end
-        if type(new) == 'table' then return nil end
+        local new = redis.pcall('HSET', key, unpack(values))
+        if type(new) == 'table' then
+            if string.find(new.err, 'WRONGTYPE', 1, true) then return nil end
+            -- Anything else, a full server, is an error, as it is: it comes before the first write.
+            new = redis.call('HSET', key, unpack(values))
+        end
         added = added + new
     end
     return added

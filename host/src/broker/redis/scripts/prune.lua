@@ -5,7 +5,8 @@ while looked < most do
     local note = redis.call('LINDEX', ended, 0)
     if not note then break end
     local time, uuid = string.match(note, '^(%S+) (.*)$')
-    if time and tonumber(time) >= before then break end
+    local at = tonumber(time or '')
+    if at and at >= before then break end
     redis.call('LPOP', ended)
     looked = looked + 1
     if uuid then
