@@ -334,3 +334,34 @@ fn what_is_no_id_of_a_task_is_told_what_one_is() {
         assert_says(&ended.stderr, &["nonsense", "the id of a task, a uuid as `task add` prints it"]);
     }
 }
+
+#[test]
+fn what_a_draining_worker_took_ahead_another_one_runs_meanwhile() {
+    let project = Project::sqlite(&[]);
+    let fifo = project.place.fifo("go_on");
+    let settings = [
+        r#"tasks.quick.command = ["echo", "1"]"#,
+        r#"tasks.waits.command = ["sh", "-c", "echo x > begun; read line < go_on; echo 7"]"#,
+        "concurrency = 1",
+    ];
+    let add = |name: &str| project.add(&[name]);
+    // Short tasks first, so that the worker takes ahead.
+    let mut uuids: Vec<String> = (0..10).map(|_| add("quick")).collect();
+    let waits = add("waits");
+    uuids.extend((0..5).map(|_| add("quick")));
+    let mut draining = project.start(&settings);
+    while !project.place.path("begun").exists() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    draining.signal(Signal::TERM);
+    draining.read_until("SIGTERM");
+    let other = project.start(&settings);
+    for uuid in &uuids {
+        assert_eq!(project.wait(uuid)["status"], "success");
+    }
+    assert_eq!(project.status(&waits), "process", "the first worker still drains");
+    let_go(&fifo);
+    assert_eq!(project.wait(&waits)["returning"], 7);
+    assert!(draining.end().0.success());
+    assert!(other.stop().0.success());
+}

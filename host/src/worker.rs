@@ -118,10 +118,15 @@ impl Worker {
         // the same reason as above.
         let mut working = JoinSet::new();
         working.spawn(work(Arc::clone(&self.shared), self.stop.clone(), lanes, cancellations));
-        if let Some(Err(error)) = working.join_next().await
-            && let Ok(panic) = error.try_into_panic()
-        {
-            std::panic::resume_unwind(panic);
+        let mut early = 0;
+        match working.join_next().await {
+            Some(Ok(given_back)) => early = given_back,
+            Some(Err(error)) => {
+                if let Ok(panic) = error.try_into_panic() {
+                    std::panic::resume_unwind(panic);
+                }
+            }
+            None => {}
         }
         if let Err(error) = finisher.await {
             tracing::error!("the finisher ended: {error}");
@@ -136,7 +141,7 @@ impl Worker {
         };
         self.fire(Trigger::WorkerStop).await;
         store.stopped().await;
-        Ok(Worked { given_back })
+        Ok(Worked { given_back: early + given_back })
     }
 
     async fn fire(&self, trigger: Trigger) {
@@ -146,8 +151,13 @@ impl Worker {
 }
 
 /// Takes and runs tasks until there is nothing more to take, and until what runs has ended or the drain deadline has come. What still
-/// runs then is dropped, and with it the last way to the finisher.
-async fn work(shared: Arc<Shared>, stop: Stop, mut lanes: Lanes, mut cancellations: mpsc::UnboundedReceiver<Cancellation>) {
+/// runs then is dropped, and with it the last way to the finisher. Gives how many tasks were given back before they had begun.
+async fn work(
+    shared: Arc<Shared>,
+    stop: Stop,
+    mut lanes: Lanes,
+    mut cancellations: mpsc::UnboundedReceiver<Cancellation>,
+) -> u64 {
     let (store, info) = (&shared.store, &shared.info);
     let mut taking: Option<Answer<'_, Vec<Taken>>> = None;
     let mut pause = FIRST_PAUSE;
@@ -188,10 +198,13 @@ async fn work(shared: Arc<Shared>, stop: Stop, mut lanes: Lanes, mut cancellatio
             Some(cancellation) = cancellations.recv() => lanes.cancel(cancellation),
         }
     }
+    drop(taking);
+    let early = lanes.give_back_waiting().await;
     let deadline = lanes.settings.drain_deadline;
     if tokio::time::timeout(deadline, lanes.drain()).await.is_err() {
         tracing::warn!("{} tasks still ran after {} s; they are given back", lanes.running(), deadline.as_secs_f64());
     }
+    early
 }
 
 /// What was taken: some of it runs, the rest waits for a lane.
@@ -308,7 +321,23 @@ impl Lanes {
         }
     }
 
-    /// Waits for all that runs. What waits stays.
+    /// Gives back what waits for a lane, so that other workers need not wait for what runs here. Gives how many.
+    async fn give_back_waiting(&mut self) -> u64 {
+        let waiting = Vec::from(std::mem::take(&mut self.waiting));
+        if waiting.is_empty() {
+            return 0;
+        }
+        let count = waiting.len() as u64;
+        match self.shared.store.backend().give_back(waiting).await {
+            Ok(()) => count,
+            Err(error) => {
+                tracing::warn!("tasks that wait here are given back when this worker ends: {}", chain(&error));
+                0
+            }
+        }
+    }
+
+    /// Waits for all that runs.
     async fn drain(&mut self) {
         while !self.running.is_empty() {
             self.ended().await;
