@@ -64,6 +64,8 @@ pub struct RedisBackend {
     foreign: Mutex<HashMap<Vec<u8>, Instant>>,
     /// What this worker knows that it has, as it was taken. The server may know of more, where an answer did not arrive.
     held: Mutex<HashMap<Lease, queue::Before>>,
+    /// Locked from the moment the server hands out tasks until they are in `held`: in between they are not unknown.
+    handing: tokio::sync::Mutex<()>,
     /// An answer did not arrive.
     unsure: AtomicBool,
     /// How far the search for records that Python workers ended has come.
@@ -107,6 +109,7 @@ impl RedisBackend {
             watched: Mutex::default(),
             foreign: Mutex::default(),
             held: Mutex::default(),
+            handing: tokio::sync::Mutex::default(),
             unsure: AtomicBool::default(),
             pruned: AtomicU64::default(),
             place,
@@ -136,9 +139,11 @@ impl RedisBackend {
 
     async fn try_take(&self, most: usize) -> Result<Vec<Taken>, BrokerError> {
         loop {
+            let handing = self.handing.lock().await;
             self.give_back_if_unsure().await?;
             let took = self.unsure_while(queue::take(&self.link, &self.keys, self.worker, most)).await?;
             let taken = self.keep(took.handed).await?;
+            drop(handing);
             if !taken.is_empty() {
                 return Ok(taken);
             }
@@ -281,6 +286,7 @@ impl Broker for RedisBackend {
 
     fn take_over(&self) -> Answer<'_, Vec<Taken>> {
         Box::pin(async move {
+            let _handing = self.handing.lock().await;
             self.give_back_if_unsure().await?;
             let mut beats = queue::beats(&self.link, &self.keys).await?;
             beats.retain(|(other, _)| *other != self.worker);
