@@ -48,6 +48,15 @@ macro_rules! rows {
     };
 }
 
+/// Methods that are those of a broker in this field.
+macro_rules! methods_of {
+    ($field:ident: $($name:ident($($argument:ident: $type:ty),*) -> $given:ty;)*) => {
+        $(fn $name(&self $(, $argument: $type)*) -> $given {
+            self.$field.$name($($argument),*)
+        })*
+    };
+}
+
 mod broker;
 mod file;
 mod global_config;

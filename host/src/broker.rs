@@ -8,6 +8,7 @@
 //! beat goes on; when the beat stops for the lease's time, measured by the observer's own clock, another worker takes the task over. Each
 //! delivery has a number, and a worker that comes back late finishes nothing, since its number is no longer the task's.
 
+pub(crate) mod answered;
 pub mod component;
 pub mod error;
 pub mod global_config;
@@ -16,6 +17,7 @@ pub mod record;
 pub mod redis;
 pub mod settings;
 pub mod sqlite;
+pub mod store;
 pub mod url;
 mod watched;
 
@@ -29,13 +31,14 @@ use uuid::Uuid;
 use crate::task::BoxFuture;
 
 pub use self::redis::RedisBackend;
-pub use component::{Component, Store};
+pub use component::Component;
 pub use error::{BrokerError, BrokerErrorKind};
 pub use global_config::GlobalConfig;
 pub use memory::MemoryBackend;
 pub use record::{Attempt, DecisionRecord, Fields, Record, TaskStatus, unix_now};
 pub use settings::BrokerSettings;
 pub use sqlite::SqliteBackend;
+pub use store::Store;
 pub use url::BrokerUrl;
 
 /// What the operations of a backend give.

@@ -13,7 +13,8 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::broker::component::{Component, fields_in, fields_of, replace, replace_whole};
+use crate::broker::Component;
+use crate::broker::answered::{fields_in, fields_of, replace, replace_whole};
 use crate::broker::{BrokerError, GlobalConfig, Record, Store, TaskStatus};
 use crate::trigger::Dispatched;
 use crate::worker::Stop;

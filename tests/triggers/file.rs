@@ -34,20 +34,11 @@ impl fmt::Debug for InAFile {
     }
 }
 
-/// Methods that are those of the broker in the file.
-macro_rules! of_file {
-    ($($name:ident($($argument:ident: $type:ty),*) -> $given:ty;)*) => {
-        $(fn $name(&self $(, $argument: $type)*) -> $given {
-            self.file.$name($($argument),*)
-        })*
-    };
-}
-
 impl Broker for InAFile {
     fn component(&self) -> Component {
         MemoryBackend::new(MemoryBackend::UNBOUNDED, true).component()
     }
-    of_file! {
+    methods_of! { file:
         prefetch(most: usize) -> usize;
         add(records: Vec<Record>) -> Answer<'_, ()>;
         attach() -> Answer<'_, mpsc::UnboundedReceiver<Cancellation>>;
@@ -63,7 +54,7 @@ impl Storage for InAFile {
     fn storage_component(&self) -> Component {
         MemoryBackend::new(MemoryBackend::UNBOUNDED, true).storage_component()
     }
-    of_file! {
+    methods_of! { file:
         get(uuid: Uuid) -> Answer<'_, Option<Record>>;
         list(filter: Filter) -> Answer<'_, Vec<Record>>;
         update(uuid: Uuid, fields: Fields) -> Answer<'_, bool>;

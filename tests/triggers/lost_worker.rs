@@ -46,17 +46,8 @@ impl fmt::Debug for Lost {
     }
 }
 
-/// Methods that are those of the broker in memory.
-macro_rules! of_memory {
-    ($($name:ident($($argument:ident: $type:ty),*) -> $given:ty;)*) => {
-        $(fn $name(&self $(, $argument: $type)*) -> $given {
-            self.memory.$name($($argument),*)
-        })*
-    };
-}
-
 impl Broker for Lost {
-    of_memory! {
+    methods_of! { memory:
         component() -> Component;
         prefetch(most: usize) -> usize;
         add(records: Vec<Record>) -> Answer<'_, ()>;
@@ -74,7 +65,7 @@ impl Broker for Lost {
 }
 
 impl Storage for Lost {
-    of_memory! {
+    methods_of! { memory:
         storage_component() -> Component;
         get(uuid: Uuid) -> Answer<'_, Option<Record>>;
         list(filter: Filter) -> Answer<'_, Vec<Record>>;

@@ -5,8 +5,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
-use super::component::{Component, Store};
+use super::component::Component;
 use super::error::BrokerError;
+use super::store::Store;
 
 /// The global config of a project: texts by name and key.
 #[derive(Debug, Clone, Copy)]

@@ -8,7 +8,8 @@ use qtasks_plugin_api::Trigger;
 
 use super::finisher::Ended;
 use super::{Shared, WorkerInfo, execute};
-use crate::broker::component::{Component, TaskParts, fields_in, fields_of, replace, replace_whole};
+use crate::broker::answered::{fields_in, fields_of, replace, replace_whole};
+use crate::broker::component::{Component, TaskParts};
 use crate::broker::{Again, Attempt, Finish, Record, Taken, unix_now};
 use crate::task::{self, Execution, Task, TaskReport};
 
