@@ -19,8 +19,8 @@ faults! {
     constructor_forges_a_report: "a constructor writes a good report to every descriptor" => "quarantined as `crash`: the report lacks the nonce";
     constructor_allocates_without_end: "a constructor allocates without end" => "ended by the probe's limit of memory, quarantined as `crash`";
     constructor_kills_its_parent: "a constructor kills the process that probes it" => "the sandbox refuses the signal; the plugin runs";
-    constructor_leaves_a_child: "a constructor leaves a process behind" => "killed with its process group";
-    constructor_leaves_a_daemon: "a constructor leaves a process in a session of its own behind" => "not reached: it lives on, sandboxed";
+    constructor_leaves_a_child: "a constructor leaves a process behind" => "the sandbox refuses it a process; with `processes = true` it is killed with its process group";
+    constructor_leaves_a_daemon: "a constructor leaves a process in a session of its own behind" => "the sandbox refuses it a process; with `processes = true` it is not reached, and lives on, sandboxed";
     constructor_borrows_a_thread: "a constructor makes another thread of its process write a file" => "the sandbox holds for every thread";
     destructor_crashes_at_exit: "an exit handler crashes" => "quarantined as `crash`, at its end";
     destructor_hangs_at_exit: "an exit handler never ends" => "killed, quarantined as `time-out`";
@@ -210,7 +210,10 @@ fn constructor_leaves_a_child() {
     let place = beside_good_ones("constructor_leaves_a_child");
     let held = Held::new(&place);
     // In the host's own process the child would be the host's to the end and beyond.
-    answered(run(&place).set("plugins.constructor-leaves-a-child.isolation=process").with_input(RAISE));
+    let host = || run(&place).set("plugins.constructor-leaves-a-child.isolation=process");
+    answered(host().with_input(RAISE));
+    assert!(!held.was_taken(), "neither the probe nor its own process has a child");
+    answered(host().set("plugins.constructor-leaves-a-child.processes=true").with_input(RAISE));
     assert!(held.was_taken(), "there was a child");
     assert!(held.is_let_go_within(10), "it is gone");
 }
@@ -219,7 +222,10 @@ fn constructor_leaves_a_child() {
 fn constructor_leaves_a_daemon() {
     let place = beside_good_ones("constructor_leaves_a_daemon");
     let held = Held::new(&place);
-    answered(run(&place).set("plugins.constructor-leaves-a-daemon.isolation=process").with_input(RAISE));
+    let host = || run(&place).set("plugins.constructor-leaves-a-daemon.isolation=process");
+    answered(host().with_input(RAISE));
+    assert!(!held.was_taken(), "neither the probe nor its own process has a child");
+    answered(host().set("plugins.constructor-leaves-a-daemon.processes=true").with_input(RAISE));
     assert!(held.was_taken(), "there was a child");
     assert!(!held.is_let_go_within(0), "it lives on; it ends when this test lets go of the FIFO");
 }

@@ -23,6 +23,9 @@ faults! {
     closes_descriptors: "a handler closes every descriptor" => "`DeadlineExceeded` or `PluginCrashed`; its process is killed";
     panic_in_async: "an async handler panics" => "`Panic` with message and place; the process stays";
     never_ready: "an async handler awaits what never happens" => "`DeadlineExceeded`; the process is killed";
+    starts_a_process: "a handler starts a program" => "its own error: the sandbox refuses it, unless `processes = true`";
+    starts_a_thread: "a handler starts a thread" => "it may";
+    burns_processor_time: "a handler takes processor time without end" => "`PluginCrashed` naming SIGXCPU, at `cpu_seconds`; a new process for the next call";
     leaks_descriptors: "a handler leaks a descriptor a call" => "at its limit its own calls fail; the host's descriptors are its own";
     leaks_threads: "a handler leaks a thread a call" => "at its limit its own calls fail, or its process ends";
     leaks_memory: "a handler leaks 1 MiB a call" => "`PluginCrashed` naming SIGABRT, at `memory_mib`; a new process for the next call";
@@ -113,6 +116,39 @@ fn kill_its_group() {
 fn memory_balloon() {
     let stderr = ends("balloon", "PluginCrashed", "the plugin's process was killed by signal 6 (SIGABRT)");
     assert_says(&stderr, &["memory allocation of 16777216 bytes failed"]);
+}
+
+fn starts_a_process() {
+    let place = place();
+    let refused = isolated(&place, "start_process").with_input(RAISE);
+    for (kind, message) in failures(refused, 1) {
+        assert_eq!(kind, "Error", "{message}");
+        assert_says(&message, &["Operation not permitted"]);
+    }
+    let allowed = isolated(&place, "start_process").set(&format!("plugins.{PLUGIN}.processes=true"));
+    assert_eq!(answer_of(allowed), "exit status: 0");
+}
+
+fn starts_a_thread() {
+    assert_eq!(answer_of(isolated(&place(), "start_thread")), 789);
+}
+
+/// What the plugin answered, alone.
+#[track_caller]
+fn answer_of(host: Host) -> Value {
+    let ended = host.set(&format!("plugins.{PLUGIN}.answers.task_executor_run_task_trigger_error=first")).with_input(RAISE);
+    let result = ended.expect_code(0).result();
+    assert_eq!(result["resolved_by"]["plugin"], PLUGIN, "{result}");
+    result["returning"].clone()
+}
+
+fn burns_processor_time() {
+    let place = place();
+    let host = isolated(&place, "spin").set(&format!("plugins.{PLUGIN}.cpu_seconds=1"));
+    for (kind, message) in failures(host.set(&format!("plugins.{PLUGIN}.deadline=60")).with_input(RAISE.repeat(2)), 2) {
+        assert_eq!(kind, "PluginCrashed", "{message}");
+        assert_says(&message, &["the plugin's process was killed by signal 24 (SIGXCPU)"]);
+    }
 }
 
 fn endless_loop() {

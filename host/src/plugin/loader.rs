@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Seek as _;
+use std::num::NonZeroU64;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -342,10 +343,11 @@ impl Loader<'_> {
                 manifest: text,
                 limits: Limits {
                     memory_bytes: settings.memory_mib.saturating_mul(1 << 20),
-                    cpu_seconds: None,
+                    cpu_seconds: settings.cpu_seconds.map(NonZeroU64::get),
                     descriptors: 1024,
                     writable: Some(init.data_dir.clone()),
                     network: true,
+                    processes: settings.processes,
                 },
                 init,
                 max_level: TracingServices::new("".into()).max_level() as u32,

@@ -124,6 +124,7 @@ fn start(manifest: &str, subject: &Subject, deadline: Duration) -> Start {
             descriptors: 64,
             writable: None,
             network: false,
+            processes: false,
         },
         max_level: 0,
     }

@@ -1,6 +1,7 @@
 //! What the operator says about one plugin: `[plugins.NAME]`.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use qtasks_plugin_api::Trigger;
@@ -19,6 +20,8 @@ use super::trust::TrustSetting;
 /// answers = { task_executor_run_task_trigger_error = "first" }
 /// isolation = "in-process"                         # or "process": a supervised process of its own
 /// memory_mib = 4096                                # address space of that process
+/// cpu_seconds = 3600                               # processor time until it is ended and started anew; without it, no end
+/// processes = false                                # whether it may start other processes and programs
 /// start_deadline = 10.0                            # seconds until it must run there
 /// trust = "enforce"                                # or "override": lock file and signature do not hold for it
 /// [plugins.fallback.config]                        # the plugin's own
@@ -42,6 +45,10 @@ pub struct PluginSettings {
     pub isolation: Isolation,
     /// Address space of its own process, in MiB.
     pub memory_mib: u64,
+    /// Processor time in one life of its own process, in seconds: then it is ended, which counts as a crash, and started again.
+    pub cpu_seconds: Option<NonZeroU64>,
+    /// Whether its own process may start others.
+    pub processes: bool,
     /// Longest time for it to be created and started; in a process of its own, to be loaded as well.
     #[serde(deserialize_with = "seconds")]
     pub start_deadline: Duration,
@@ -61,6 +68,8 @@ impl Default for PluginSettings {
             answers: BTreeMap::new(),
             isolation: Isolation::InProcess,
             memory_mib: 4096,
+            cpu_seconds: None,
+            processes: false,
             start_deadline: Duration::from_secs(10),
             trust: TrustSetting::Enforce,
             config: toml::Table::new(),

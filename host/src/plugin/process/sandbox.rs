@@ -1,4 +1,5 @@
-//! What a guest gives up before it loads anything: privileges, memory without end, files, the network, its neighbours.
+//! What a guest gives up before it loads anything: privileges, memory without end, files, the network, its neighbours, processes of
+//! its own.
 
 use std::path::{Path, PathBuf};
 
@@ -7,6 +8,9 @@ use landlock::{
     RulesetCreatedAttr, RulesetStatus, Scope,
 };
 use rustix::process::{Resource, Rlimit, setrlimit};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
+};
 use serde::{Deserialize, Serialize};
 
 /// The newest landlock that is asked for; an older kernel gives what it has.
@@ -17,7 +21,7 @@ const LANDLOCK: ABI = ABI::V6;
 pub(crate) struct Limits {
     /// Address space, in bytes.
     pub(crate) memory_bytes: u64,
-    /// Processor time, in seconds.
+    /// Processor time in the life of the process, in seconds.
     pub(crate) cpu_seconds: Option<u64>,
     /// Open descriptors.
     pub(crate) descriptors: u64,
@@ -25,6 +29,8 @@ pub(crate) struct Limits {
     pub(crate) writable: Option<PathBuf>,
     /// Whether it may open TCP connections.
     pub(crate) network: bool,
+    /// Whether it may start other processes. Threads it may start in any case.
+    pub(crate) processes: bool,
 }
 
 /// What was reached.
@@ -33,7 +39,7 @@ pub(crate) struct Limits {
 pub enum SandboxLevel {
     /// The kernel enforces everything that was asked for.
     Full,
-    /// An older kernel enforces a part: files, but not the network or signals.
+    /// An older kernel enforces a part: files, but not the network or signals; or not that it starts no processes.
     Partial,
     /// No landlock: only limits and no new privileges.
     Limits,
@@ -43,7 +49,7 @@ pub enum SandboxLevel {
 ///
 /// # Errors
 ///
-/// When a limit cannot be set. A kernel without landlock is no error: the level says so.
+/// When a limit cannot be set. A kernel without landlock or seccomp is no error: the level says so.
 pub(crate) fn enter(limits: &Limits) -> Result<SandboxLevel, String> {
     rustix::thread::set_no_new_privs(true).map_err(|error| format!("no_new_privs: {error}"))?;
     let limit = |name: &str, resource, value: u64| lower(resource, value).map_err(|error| format!("limit of {name}: {error}"));
@@ -53,14 +59,47 @@ pub(crate) fn enter(limits: &Limits) -> Result<SandboxLevel, String> {
     if let Some(seconds) = limits.cpu_seconds {
         limit("processor time", Resource::Cpu, seconds)?;
     }
-    landlock(limits).map_err(|error| format!("landlock: {error}"))
+    let level = landlock(limits).map_err(|error| format!("landlock: {error}"))?;
+    // Last: the filter stays out of the way of what comes before it.
+    let held = limits.processes || start_no_processes();
+    Ok(if level == SandboxLevel::Full && !held { SandboxLevel::Partial } else { level })
 }
 
 /// Sets a limit, or keeps the one that is there where it is lower already.
 fn lower(resource: Resource, value: u64) -> rustix::io::Result<()> {
     let now = rustix::process::getrlimit(resource);
-    let value = now.maximum.map_or(value, |maximum| maximum.min(value));
-    setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) })
+    let least = |value: u64| now.maximum.map_or(value, |maximum| maximum.min(value));
+    // At the first of the two a process is told by SIGXCPU, which names the reason; at the second it is killed.
+    let grace = u64::from(resource == Resource::Cpu);
+    setrlimit(resource, Rlimit { current: Some(least(value)), maximum: Some(least(value.saturating_add(grace))) })
+}
+
+/// Refuses this process the system calls that start another one, or another program. Unlike a limit on their number, which counts
+/// all that the user runs and which root does not have, this is about this process alone. False where the kernel cannot.
+fn start_no_processes() -> bool {
+    let Ok(architecture) = TargetArch::try_from(std::env::consts::ARCH) else { return false };
+    let refuse = |calls: Vec<(i64, Vec<SeccompRule>)>, errno: i32| {
+        let action = SeccompAction::Errno(errno.unsigned_abs());
+        let filter = SeccompFilter::new(calls.into_iter().collect(), SeccompAction::Allow, action, architecture)?;
+        let program: BpfProgram = filter.try_into()?;
+        seccompiler::apply_filter(&program)
+    };
+    // A `clone` that makes a thread passes.
+    let threads = libc::CLONE_THREAD.unsigned_abs().into();
+    let no_thread = SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(threads), 0)
+        .and_then(|condition| SeccompRule::new(vec![condition]));
+    let Ok(no_thread) = no_thread else { return false };
+    let calls = vec![
+        (libc::SYS_clone, vec![no_thread]),
+        (libc::SYS_execve, Vec::new()),
+        (libc::SYS_execveat, Vec::new()),
+        #[cfg(target_arch = "x86_64")]
+        (libc::SYS_fork, Vec::new()),
+        #[cfg(target_arch = "x86_64")]
+        (libc::SYS_vfork, Vec::new()),
+    ];
+    // A filter cannot see what `clone3` is to make; said to be missing, it is followed by a `clone`.
+    refuse(vec![(libc::SYS_clone3, Vec::new())], libc::ENOSYS).and_then(|()| refuse(calls, libc::EPERM)).is_ok()
 }
 
 fn landlock(limits: &Limits) -> Result<SandboxLevel, landlock::RulesetError> {
