@@ -3,9 +3,17 @@
 
 use std::io::Write as _;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use qtasks_host::broker::MemoryBackend;
+use qtasks_host::{QueueTasks, Task, Triggers};
+use qtasks_plugin_api::{Error, Event, Plugin, define_plugin};
+use tokio::runtime::Handle;
+
 use super::{RAISE, answered, beside_good_ones, quarantine, refused, run};
 use crate::support::host::Ended;
-use crate::support::{Host, Place, assert_says};
+use crate::support::{Host, Place, TestApp, assert_says};
 
 faults! {
     segfault: "a handler writes to memory that is not there" => "ends the host; the plugin is named, and in quarantine at the next start";
@@ -22,6 +30,8 @@ faults! {
     answer_beyond_numbers: "a handler answers a number that no machine type holds" => "passed on as it was written";
     answer_with_a_key_twice: "a handler answers an object with a key twice" => "passed on as it was written";
     leaks_descriptors: "a handler leaks a descriptor a call" => "not reached: they are the host's; every task is answered as long as there are some";
+    reaches_itself: "a handler adds a task, of which it is told" => "`NestedTooDeep` at eight calls within each other; every task is added";
+    reaches_itself_inline: "an inline handler adds a task, of which it is told" => "the same, on one thread";
     safe_mode: "a plugin keeps the host from starting" => "`--safe-mode` loads nothing";
 }
 
@@ -155,6 +165,76 @@ fn leaks_descriptors() {
     let ended = here(&place, "leak_descriptor").with_input(RAISE.repeat(100)).expect_code(0);
     assert_eq!(ended.results().len(), 100);
     assert!(ended.results().iter().all(|result| result["returning"] == 123));
+}
+
+/// What a handler of the application's own needs to add a task to the project that it handles.
+#[derive(Debug)]
+struct Adding {
+    runtime: Handle,
+    queue: QueueTasks,
+    asked: AtomicUsize,
+}
+
+impl Adding {
+    /// Adds one more task, of which the handler will be told before this returns. Tasks are added by the hundred if nobody ends it.
+    fn add(&self) {
+        if self.asked.fetch_add(1, Ordering::Relaxed) < 100 {
+            let added = self.queue.add_task(Task::new("another").expect("a task"));
+            tokio::task::block_in_place(|| self.runtime.block_on(added)).expect("it is added");
+        }
+    }
+}
+
+/// A plugin that is linked in and adds a task for each that is added.
+macro_rules! adds_tasks {
+    ($plugin:ident, $adding:ident, name: $name:literal, handlers: $handlers:tt) => {
+        struct $plugin;
+        static $adding: OnceLock<Adding> = OnceLock::new();
+
+        impl Plugin for $plugin {
+            type Config = ();
+
+            fn create(_config: (), _host: qtasks_plugin_api::Host) -> Result<Self, Error> {
+                Ok(Self)
+            }
+        }
+
+        impl $plugin {
+            fn on_add(&self, _event: Event<'_>) {
+                $adding.get().expect("the test has begun").add();
+            }
+        }
+
+        define_plugin! { plugin: $plugin, name: $name, handlers: $handlers }
+    };
+}
+
+adds_tasks! { Adds, ADDING, name: "adds", handlers: { qtasks_add_task_before_broker => on_add } }
+adds_tasks! { AddsInline, ADDING_INLINE, name: "adds-inline", handlers: { qtasks_add_task_before_broker => inline on_add } }
+
+fn adds_until_it_nests_too_deep<P: qtasks_plugin_api::Export>(adding: &'static OnceLock<Adding>) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let app = TestApp::with(&[]).start_with(|app| _ = app.add_plugin::<P>(Triggers::Handled)).await;
+        let store = app.running.store(Arc::new(MemoryBackend::new(MemoryBackend::UNBOUNDED, true)));
+        let queue = QueueTasks::new(store);
+        let adding =
+            adding.get_or_init(|| Adding { runtime: Handle::current(), queue: queue.clone(), asked: AtomicUsize::new(0) });
+        // Spawned: the test's own thread is none of the runtime's.
+        let first = Task::new("first").expect("a task");
+        tokio::spawn(async move { queue.add_task(first).await }).await.expect("it ends").expect("it is added");
+        assert_eq!(adding.asked.load(Ordering::Relaxed), 8);
+        let counts = adding.queue.store().backend().counts().await.expect("memory");
+        assert_eq!(counts.new, 9, "all that were added, the one of which nobody was told as well");
+    });
+}
+
+fn reaches_itself() {
+    adds_until_it_nests_too_deep::<Adds>(&ADDING);
+}
+
+fn reaches_itself_inline() {
+    adds_until_it_nests_too_deep::<AddsInline>(&ADDING_INLINE);
 }
 
 fn safe_mode() {

@@ -1,4 +1,5 @@
-//! Who is running on this thread: so that a plugin that ends the host is named, and kept out of the next start.
+//! Who is running on this thread, and within how many calls: so that a plugin that ends the host is named, and kept out of the next
+//! start, and so that handlers that reach themselves through the host come to an end.
 //!
 //! A call into a plugin in this process marks its thread. When the process dies of a signal or by `exit()` while a thread is
 //! marked, `fatal` writes the mark to standard error and to a file in the state directory; [`take_records`] reads that file at the
@@ -37,8 +38,35 @@ pub(super) struct Record {
     pub(super) cause: Option<String>,
 }
 
+/// Calls into plugins may nest this deep: a handler that fires events, by adding a task for instance, may be asked about them.
+const DEEPEST: u8 = 8;
+
+/// Where a thread is.
+#[derive(Clone, Copy)]
+struct Inside {
+    culprit: Option<&'static Culprit>,
+    depth: u8,
+}
+
 thread_local! {
-    static INSIDE: Cell<Option<&'static Culprit>> = const { Cell::new(None) };
+    static INSIDE: Cell<Inside> = const { Cell::new(Inside { culprit: None, depth: 0 }) };
+}
+
+/// Within how many calls of plugins a thread runs.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Depth(u8);
+
+impl Depth {
+    /// This thread's; an error, in words, when no further call may nest. An async handler begins anew, on a thread of its plugin: its
+    /// deadline, and those of the calls around it, are all that bounds what it fires.
+    pub(super) fn of_this_thread() -> Result<Self, String> {
+        match INSIDE.get().depth {
+            DEEPEST.. => Err(format!(
+                "not called: {DEEPEST} calls of plugins are under way within each other here; a handler fires events that reach it again"
+            )),
+            depth => Ok(Self(depth)),
+        }
+    }
 }
 
 impl Culprit {
@@ -54,20 +82,25 @@ impl Culprit {
 
 /// Runs `body` with this thread marked.
 pub(super) fn inside<T>(culprit: Option<&'static Culprit>, body: impl FnOnce() -> T) -> T {
+    inside_from(Depth(INSIDE.get().depth), culprit, body)
+}
+
+/// Like [`inside`], on a thread to which a call was handed from a thread at `depth`.
+pub(super) fn inside_from<T>(depth: Depth, culprit: Option<&'static Culprit>, body: impl FnOnce() -> T) -> T {
     // Restored also when `body` unwinds: a guard inside of it may let a panic of the host's own through.
-    struct Restore(Option<&'static Culprit>);
+    struct Restore(Inside);
     impl Drop for Restore {
         fn drop(&mut self) {
             INSIDE.set(self.0);
         }
     }
-    let _restore = Restore(INSIDE.replace(culprit));
+    let _restore = Restore(INSIDE.replace(Inside { culprit, depth: depth.0.saturating_add(1) }));
     body()
 }
 
 /// Who runs on this thread. Safe to ask from a signal handler: a plain load of a thread-local without constructor.
 pub(super) fn on_this_thread() -> Option<&'static Culprit> {
-    INSIDE.get()
+    INSIDE.get().culprit
 }
 
 /// The file of records.

@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::bytes::Digest;
-use super::culprit::{Culprit, inside};
+use super::culprit::{Culprit, Depth, inside, inside_from};
 use super::hung::{Hung, RunningCall};
 use super::manifest::Manifest;
-use super::outcome::{DEADLINE_ERROR, Outcome, TRIPPED_ERROR, checked, failed};
+use super::outcome::{DEADLINE_ERROR, NESTED_ERROR, Outcome, TRIPPED_ERROR, checked, failed};
 use super::process::supervisor::Isolated;
 use super::settings::PluginSettings;
 
@@ -119,7 +119,10 @@ impl Plugin {
     pub fn call_inline(&self, entry: u32, name: &str, input: &str) -> Option<Outcome> {
         match &self.home {
             Home::Here(..) if self.hung.is_tripped() => None,
-            Home::Here(instance, mark) => Some(inside(*mark, || checked(instance.call(0, entry, name, input)))),
+            Home::Here(instance, mark) => Some(match Depth::of_this_thread() {
+                Ok(_) => inside(*mark, || checked(instance.call(0, entry, name, input))),
+                Err(reason) => failed(NESTED_ERROR, reason),
+            }),
             Home::Process(_) => None,
         }
     }
@@ -146,6 +149,10 @@ impl Plugin {
         if let Some(reason) = self.hung.tripped() {
             return failed(TRIPPED_ERROR, reason);
         }
+        let depth = match Depth::of_this_thread() {
+            Ok(depth) => depth,
+            Err(reason) => return failed(NESTED_ERROR, reason),
+        };
         let running = self.hung.begin();
         match mode {
             Mode::Inline => inside(mark, || checked(instance.call(id, entry, name.as_ref(), input))),
@@ -153,7 +160,9 @@ impl Plugin {
                 let (plugin, input, ended) = (Arc::clone(self), Arc::clone(input), running.clone());
                 let call = tokio::task::spawn_blocking(move || {
                     let outcome = match &plugin.home {
-                        Home::Here(instance, mark) => inside(*mark, || checked(instance.call(id, entry, name.as_ref(), &input))),
+                        Home::Here(instance, mark) => {
+                            inside_from(depth, *mark, || checked(instance.call(id, entry, name.as_ref(), &input)))
+                        }
                         Home::Process(_) => failed("CallLost", "the plugin moved to another process".to_owned()),
                     };
                     ended.end();

@@ -12,6 +12,8 @@ pub const DEADLINE_ERROR: &str = "DeadlineExceeded";
 pub const CRASH_ERROR: &str = "PluginCrashed";
 /// `type` of a call to a plugin that was tripped.
 pub const TRIPPED_ERROR: &str = "PluginTripped";
+/// `type` of a call that would nest too deep in other calls.
+pub const NESTED_ERROR: &str = "NestedTooDeep";
 
 /// What a plugin answered outside the bounds is a failure of its own.
 pub(super) fn checked(received: ReceivedResult) -> Outcome {
