@@ -7,11 +7,13 @@ use std::io::Write as _;
 use std::path::Path;
 use std::sync::OnceLock;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::support::artifacts::ROOT;
 use crate::support::host::Ended;
-use crate::support::{Host, Place, assert_says};
+use crate::support::{Host, Place, TestApp, assert_says};
 
 /// A fault and what becomes of it. Its test is a function of that name.
 struct Row {
@@ -117,6 +119,20 @@ fn good_ones() -> Place {
         std::fs::copy(verdict.path(), to.join(verdict.file_name())).expect("copied");
     }
     place
+}
+
+/// As many calls as are allowed wait for a plugin that never answers; the next one does not wait with them.
+fn one_call_too_many(isolation: &str) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let settings = [format!("plugins.never-ready.isolation='{isolation}'"), "plugins.never-ready.deadline=600.0".to_owned()];
+        let app = settings.into_iter().fold(TestApp::with(&["scripted", "never_ready"]), TestApp::set).start().await;
+        let mut calls: FuturesUnordered<_> = (0..=1024).map(|_| app.raise()).collect();
+        let first = calls.next().await.expect("there are some");
+        let failure = first.decisions[0].failure.as_ref().expect("it was not called");
+        assert_eq!((&*failure.kind, &*failure.message), ("TooManyCalls", "1024 calls of this plugin are under way already"));
+        assert_eq!(first.error.expect("nobody answered").message, "sea is frozen");
+    });
 }
 
 /// `qtasks-host run` whose guests find the place of the test in their home directory.

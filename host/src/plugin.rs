@@ -33,7 +33,7 @@ pub use instance::{Origin, Plugin, PluginIdentity};
 pub use load_error::{LoadError, LoadErrorKind};
 pub use loader::{Inspected, LoadPolicy, Loaded, Loader};
 pub use manifest::{Manifest, ManifestError};
-pub use outcome::{CRASH_ERROR, DEADLINE_ERROR, NESTED_ERROR, Outcome, TRIPPED_ERROR};
+pub use outcome::{BUSY_ERROR, CRASH_ERROR, DEADLINE_ERROR, NESTED_ERROR, Outcome, TRIPPED_ERROR};
 pub use registry::{Registry, RegistryError, Subscription};
 pub use report::{LoadReport, LoadState};
 pub use settings::{AnswerMode, Isolation, PluginSettings, Triggers};

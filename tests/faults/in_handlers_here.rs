@@ -11,7 +11,7 @@ use qtasks_host::{QueueTasks, Task, Triggers};
 use qtasks_plugin_api::{Error, Event, Plugin, define_plugin};
 use tokio::runtime::Handle;
 
-use super::{RAISE, answered, beside_good_ones, quarantine, refused, run};
+use super::{RAISE, answered, beside_good_ones, one_call_too_many, quarantine, refused, run};
 use crate::support::host::Ended;
 use crate::support::{Host, Place, TestApp, assert_says};
 
@@ -30,6 +30,7 @@ faults! {
     answer_beyond_numbers: "a handler answers a number that no machine type holds" => "passed on as it was written";
     answer_with_a_key_twice: "a handler answers an object with a key twice" => "passed on as it was written";
     leaks_descriptors: "a handler leaks a descriptor a call" => "not reached: they are the host's; every task is answered as long as there are some";
+    too_many_at_once: "1024 calls wait for a plugin that never answers" => "the next one is `TooManyCalls` at once";
     reaches_itself: "a handler adds a task, of which it is told" => "`NestedTooDeep` at eight calls within each other; every task is added";
     reaches_itself_inline: "an inline handler adds a task, of which it is told" => "the same, on one thread";
     safe_mode: "a plugin keeps the host from starting" => "`--safe-mode` loads nothing";
@@ -235,6 +236,10 @@ fn reaches_itself() {
 
 fn reaches_itself_inline() {
     adds_until_it_nests_too_deep::<AddsInline>(&ADDING_INLINE);
+}
+
+fn too_many_at_once() {
+    one_call_too_many("in-process");
 }
 
 fn safe_mode() {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::{RAISE, beside_good_ones, quarantine, run};
+use super::{RAISE, beside_good_ones, one_call_too_many, quarantine, run};
 use crate::support::host::Ended;
 use crate::support::{Host, Place, assert_says};
 
@@ -26,6 +26,7 @@ faults! {
     starts_a_process: "a handler starts a program" => "its own error: the sandbox refuses it, unless `processes = true`";
     starts_a_thread: "a handler starts a thread" => "it may";
     burns_processor_time: "a handler takes processor time without end" => "`PluginCrashed` naming SIGXCPU, at `cpu_seconds`; a new process for the next call";
+    too_many_at_once: "1024 calls wait for a plugin that never answers" => "the next one is `TooManyCalls` at once";
     leaks_descriptors: "a handler leaks a descriptor a call" => "at its limit its own calls fail; the host's descriptors are its own";
     leaks_threads: "a handler leaks a thread a call" => "at its limit its own calls fail, or its process ends";
     leaks_memory: "a handler leaks 1 MiB a call" => "`PluginCrashed` naming SIGABRT, at `memory_mib`; a new process for the next call";
@@ -293,6 +294,10 @@ fn tripped() {
     let quarantined = quarantine(&place);
     assert_eq!((quarantined.len(), &quarantined[0]["kind"]), (1, &Value::from("repeated-failure")));
     assert_eq!(quarantined[0]["evidence"], reason);
+}
+
+fn too_many_at_once() {
+    one_call_too_many("process");
 }
 
 fn many_at_once() {

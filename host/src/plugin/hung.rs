@@ -1,14 +1,18 @@
-//! Calls that went on after their deadline: in this process nobody can end them, so a plugin that has too many is tripped.
+//! The calls of a plugin that are under way in this process, and those of them that went on after their deadline: nobody can end
+//! them here, so a plugin that has too many is tripped.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+
+use super::outcome::MOST_CALLS;
 
 /// This many hung calls at once trip a plugin.
 const MOST: u32 = 3;
 
-/// A plugin's hung calls.
+/// A plugin's calls.
 #[derive(Debug, Default)]
 pub(super) struct Hung {
+    under_way: AtomicUsize,
     calls: AtomicU32,
     tripped: AtomicBool,
     reason: OnceLock<String>,
@@ -26,9 +30,13 @@ const ABANDONED: u8 = 1;
 const ENDED: u8 = 2;
 
 impl Hung {
-    /// A call begins.
-    pub(super) fn begin(self: &Arc<Self>) -> RunningCall {
-        RunningCall { hung: Arc::clone(self), state: Arc::new(AtomicU8::new(RUNNING)) }
+    /// A call begins, unless too many are under way.
+    pub(super) fn begin(self: &Arc<Self>) -> Option<RunningCall> {
+        if self.under_way.fetch_add(1, Ordering::Relaxed) >= MOST_CALLS {
+            self.under_way.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(RunningCall { hung: Arc::clone(self), state: Arc::new(AtomicU8::new(RUNNING)) })
     }
 
     pub(super) fn is_tripped(&self) -> bool {
@@ -66,8 +74,9 @@ impl RunningCall {
         }
     }
 
-    /// It has ended, in time or not.
+    /// It has ended, in time or not. Said once.
     pub(super) fn end(&self) {
+        self.hung.under_way.fetch_sub(1, Ordering::Relaxed);
         if self.state.swap(ENDED, Ordering::AcqRel) == ABANDONED {
             self.hung.calls.fetch_sub(1, Ordering::AcqRel);
         }
@@ -82,17 +91,17 @@ mod tests {
     fn a_plugin_is_tripped_by_calls_that_hang_at_once_and_not_by_late_ones() {
         let hung: Arc<Hung> = Arc::default();
         for _ in 0..10 {
-            let late = hung.begin();
+            let late = hung.begin().expect("few are under way");
             late.abandon();
             late.end();
         }
         assert_eq!((hung.calls(), hung.tripped()), (0, None));
-        let in_time = hung.begin();
+        let in_time = hung.begin().expect("few are under way");
         in_time.end();
         in_time.abandon();
         assert_eq!(hung.calls(), 0, "it had ended before anybody gave up");
         for _ in 0..MOST {
-            hung.begin().abandon();
+            hung.begin().expect("few are under way").abandon();
         }
         assert!(hung.tripped().is_some_and(|reason| reason.contains("3 of its calls")));
     }

@@ -14,7 +14,7 @@ use super::bytes::Digest;
 use super::culprit::{Culprit, Depth, inside, inside_from};
 use super::hung::{Hung, RunningCall};
 use super::manifest::Manifest;
-use super::outcome::{DEADLINE_ERROR, NESTED_ERROR, Outcome, TRIPPED_ERROR, checked, failed};
+use super::outcome::{DEADLINE_ERROR, NESTED_ERROR, Outcome, TRIPPED_ERROR, checked, failed, too_many};
 use super::process::supervisor::Isolated;
 use super::settings::PluginSettings;
 
@@ -153,10 +153,10 @@ impl Plugin {
             Ok(depth) => depth,
             Err(reason) => return failed(NESTED_ERROR, reason),
         };
-        let running = self.hung.begin();
         match mode {
             Mode::Inline => inside(mark, || checked(instance.call(id, entry, name.as_ref(), input))),
             Mode::Blocking => {
+                let Some(running) = self.hung.begin() else { return too_many() };
                 let (plugin, input, ended) = (Arc::clone(self), Arc::clone(input), running.clone());
                 let call = tokio::task::spawn_blocking(move || {
                     let outcome = match &plugin.home {
@@ -172,6 +172,7 @@ impl Plugin {
                 wait(instance, id, deadline, &running, call).await
             }
             Mode::Async => {
+                let Some(running) = self.hung.begin() else { return too_many() };
                 let (sender, receiver) = oneshot::channel();
                 let (plugin, ended) = (Arc::clone(self), running.clone());
                 let then = move |outcome| {

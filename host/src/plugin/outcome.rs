@@ -15,6 +15,17 @@ pub const TRIPPED_ERROR: &str = "PluginTripped";
 /// `type` of a call that would nest too deep in other calls.
 pub const NESTED_ERROR: &str = "NestedTooDeep";
 
+/// `type` of a call that found too many others under way.
+pub const BUSY_ERROR: &str = "TooManyCalls";
+
+/// This many calls of one plugin may be under way at once, in this process or in its own.
+pub(super) const MOST_CALLS: usize = 1024;
+
+/// A call beyond [`MOST_CALLS`].
+pub(super) fn too_many() -> Outcome {
+    failed(BUSY_ERROR, format!("{MOST_CALLS} calls of this plugin are under way already"))
+}
+
 /// What a plugin answered outside the bounds is a failure of its own.
 pub(super) fn checked(received: ReceivedResult) -> Outcome {
     received.unwrap_or_else(|error| failed("BoundsError", format!("answered outside the bounds: {error}")))

@@ -20,7 +20,7 @@ use super::guest::{LoggedLine, Start};
 use super::sandbox::SandboxLevel;
 use super::spawn::{Guest, GuestError, describe, nonce};
 use crate::plugin::bytes::SealedLibrary;
-use crate::plugin::outcome::{CRASH_ERROR, DEADLINE_ERROR, Outcome, TRIPPED_ERROR, failed};
+use crate::plugin::outcome::{CRASH_ERROR, DEADLINE_ERROR, MOST_CALLS, Outcome, TRIPPED_ERROR, failed, too_many};
 use crate::plugin::services::TracingServices;
 use crate::plugin::verdicts::{QuarantineKind, Subject, Verdicts};
 use crate::shown::chain;
@@ -33,8 +33,6 @@ const FAILURES: usize = 5;
 const WINDOW: Duration = Duration::from_secs(60);
 /// The first wait before a restart; it doubles with each failure in the window.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
-/// Calls that may wait for one plugin at once.
-const MOST_PENDING: usize = 1024;
 /// Log lines and lines of output that a plugin's process gets through in a second; what is more is counted and dropped.
 const LINES_A_SECOND: u32 = 1000;
 
@@ -296,8 +294,8 @@ impl Connection {
         let (sender, receiver) = oneshot::channel();
         {
             let mut pending = self.pending();
-            if pending.len() >= MOST_PENDING {
-                return failed("TooManyCalls", format!("{MOST_PENDING} calls wait for this plugin already"));
+            if pending.len() >= MOST_CALLS {
+                return too_many();
             }
             pending.insert(id, sender);
         }
