@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 
 use libraries::{COPIES, copies, policy, stripped};
 use qtasks_host::App;
-use qtasks_host::plugin::{Candidate, Inspected, Loader, PluginSettings, elf, manifest};
+use qtasks_host::plugin::{Candidate, Inspected, LoadPolicy, Loader, PluginSettings, elf, manifest};
 use qtasks_host::settings::{Override, Settings};
-use support::{figure, library_of, median};
+use support::{figure, fixture, library_of, median};
 
 fn main() {
     let directory = tempfile::tempdir().expect("a directory");
@@ -26,6 +26,7 @@ fn main() {
     let state = directory.path().join("state");
     probes(&known, &state);
     probes(&others, &state);
+    hanging_probes(directory.path());
     start_with_known_plugins(&known, &others, &state);
     static_check(&library);
     fuzz(&library);
@@ -52,6 +53,28 @@ fn probes(paths: &[PathBuf], state: &Path) {
     let times: Vec<Duration> = times.collect();
     figure("probe_median", millis(median(times.iter().copied())), "ms (gate: 5)");
     figure("probe_slowest", millis(times.iter().max().copied().unwrap_or_default()), "ms");
+}
+
+/// Libraries that hang when they are loaded: how long after the probe's deadline it is over, its process ended and reaped. A process
+/// of a probe cannot start others.
+fn hanging_probes(directory: &Path) {
+    const PROBES: usize = 20;
+    let settings = BTreeMap::new();
+    let library = std::fs::read(fixture("constructor_sleeps_for_ever")).expect("a library");
+    let policy = LoadPolicy { probe_deadline: Duration::from_millis(100), ..policy(&directory.join("hanging")) };
+    let loader = Loader { settings: &settings, policy: &policy };
+    let over = (0..PROBES).map(|number| {
+        // Other bytes each time: what is in quarantine is not probed.
+        let path = directory.join(format!("libhanging{number}.so"));
+        std::fs::write(&path, [&*library, number.to_string().as_bytes()].concat()).expect("a copy");
+        let inspected = inspect(&path);
+        let begun = Instant::now();
+        let refused = loader.verify(&inspected).expect_err("it hangs");
+        let over = begun.elapsed().saturating_sub(policy.probe_deadline);
+        assert_eq!(refused.code(), "probe-harm", "{refused}");
+        over
+    });
+    figure("probe_gone_after_deadline", millis(over.max().unwrap_or_default()), "ms, the slowest of 20 (gate: 100)");
 }
 
 /// A start with known plugins, and what of it is not the loading of each.

@@ -5,8 +5,19 @@ use std::process::Command;
 
 /// Builds the plugin library of `package` in this profile and gives its path, as cargo says it.
 pub(crate) fn library_of(package: &str) -> PathBuf {
+    built(&["--lib", "--package", package], &package.replace('-', "_"))
+}
+
+/// The library of a fixture plugin, likewise.
+#[allow(dead_code, reason = "few benches need a defect")]
+pub(crate) fn fixture(name: &str) -> PathBuf {
+    built(&["--example", name, "--package", "qtasks-test-fixtures"], name)
+}
+
+fn built(what: &[&str], target: &str) -> PathBuf {
     let output = Command::new(env!("CARGO"))
-        .args(["build", "--release", "--lib", "--message-format=json-render-diagnostics", "--package", package])
+        .args(["build", "--release", "--message-format=json-render-diagnostics"])
+        .args(what)
         .output()
         .expect("cargo runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -14,7 +25,7 @@ pub(crate) fn library_of(package: &str) -> PathBuf {
     let artifact = messages
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter(|message| message["target"]["name"] == package.replace('-', "_") && message["filenames"].is_array())
+        .filter(|message| message["target"]["name"] == target && message["filenames"].is_array())
         .find_map(|message| message["filenames"][0].as_str().map(PathBuf::from));
     artifact.expect("cargo names the library")
 }

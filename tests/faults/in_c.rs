@@ -10,6 +10,7 @@ use crate::support::artifacts::ROOT;
 faults! {
     no_manifest: "a C library without manifest lies in the directory" => "refused as `manifest`; its constructor never runs";
     junk_root: "the manifest is good, the root symbol is junk" => "refused or quarantined by the probe; the host lives";
+    panics_abort: "the manifest says that the library was built with `panic = \"abort\"`" => "refused as `manifest`, with the key to change; none of its code runs";
     root_is_a_function: "the manifest is good, the root symbol is a function" => "refused by the static check";
 }
 
@@ -64,4 +65,19 @@ fn root_is_a_function() {
     }
     let ended = answered(run(&place).with_input(RAISE));
     refused(&ended, "junk_root", "elf-root", &["qtasks_plugin_root_1 is a function, expected a data object"]);
+}
+
+fn panics_abort() {
+    let place = good_ones();
+    if compile(&place, "junk_root", &["-DPANIC=\"abort\""]).is_none() {
+        return;
+    }
+    let ended = answered(run(&place).with_input(RAISE));
+    let remedy = "remove `panic = \"abort\"` from [profile.release] in its Cargo.toml and rebuild";
+    refused(
+        &ended,
+        "junk_root",
+        "manifest",
+        &["it was built with panic = \"abort\", so a panic in it would end the host", remedy],
+    );
 }

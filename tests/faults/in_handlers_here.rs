@@ -22,6 +22,15 @@ faults! {
     stack_overflow: "a handler overflows its stack" => "ends the host; the plugin is named, and in quarantine at the next start";
     exit_on_another_thread: "a thread of the plugin calls `exit(0)`" => "ends the host, unnamed: the thread is not the host's";
     task_segfault: "a task writes to memory that is not there" => "ends the host; the plugin is named, and in quarantine at the next start";
+    throws_a_foreign_exception: "a handler throws an exception as C++ does" => "ends the host; the plugin is named, and in quarantine at the next start";
+    longjmps: "a handler jumps out of itself with `longjmp`" => "ends the host; the plugin is named, and in quarantine at the next start";
+    answer_of_static_memory: "a handler answers with memory that cannot be freed" => "ends the host; the plugin is named, and in quarantine at the next start";
+    answer_of_freed_memory: "a handler answers with memory that it has freed" => "ends the host; the plugin is named, and in quarantine at the next start";
+    answer_of_no_text: "a handler answers bytes that are not UTF-8" => "`BoundsError`";
+    answer_of_no_json: "a handler answers text that is not JSON" => "`BoundsError`";
+    answer_of_64_gib: "a handler claims an answer of 64 GiB" => "`BoundsError` before a byte is read";
+    error_with_nul: "a handler fails with a text that holds a NUL" => "its own error, as it is";
+    error_of_65_mib: "a handler fails with a text of 65 MiB" => "`BoundsError`";
     endless_loop: "a handler never ends, spinning" => "`DeadlineExceeded`; after three at once `PluginTripped`";
     sleep_for_ever: "a handler never ends, sleeping" => "`DeadlineExceeded`; after three at once `PluginTripped`";
     answer_of_65_mib: "a handler answers 65 MiB" => "`BoundsError`";
@@ -128,6 +137,42 @@ fn out_of_bounds(how: &str, kinds: &[&str], words: &str) {
     let failure = &result["decisions"][0]["failure"];
     assert!(kinds.contains(&failure["type"].as_str().expect("a text")), "{failure}");
     assert_says(failure["message"].as_str().expect("a text"), &[words]);
+}
+
+fn throws_a_foreign_exception() {
+    fatal("foreign_exception", RAISE, None, "fatal signal 6", "signal 6");
+}
+
+fn longjmps() {
+    fatal("longjmp", RAISE, None, "fatal signal 11", "signal 11");
+}
+
+fn answer_of_static_memory() {
+    fatal("answer_of_static_memory", RAISE, None, "fatal signal 6", "signal 6");
+}
+
+fn answer_of_freed_memory() {
+    fatal("answer_of_freed_memory", RAISE, None, "fatal signal 11", "signal 11");
+}
+
+fn answer_of_no_text() {
+    out_of_bounds("answer_of_no_text", &["BoundsError"], "text that is not UTF-8 from byte 1 on");
+}
+
+fn answer_of_no_json() {
+    out_of_bounds("answer_of_no_json", &["BoundsError"], "text that is not JSON");
+}
+
+fn answer_of_64_gib() {
+    out_of_bounds("answer_of_64_gib", &["BoundsError"], "68719476736 bytes, at most 67108864 are taken");
+}
+
+fn error_with_nul() {
+    out_of_bounds("error_with_nul", &["Error"], "a\0b");
+}
+
+fn error_of_65_mib() {
+    out_of_bounds("error_of_65_mib", &["BoundsError"], "at most 67108864 are taken");
 }
 
 fn answer_of_65_mib() {

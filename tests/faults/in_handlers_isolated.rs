@@ -26,6 +26,16 @@ faults! {
     starts_a_process: "a handler starts a program" => "its own error: the sandbox refuses it, unless `processes = true`";
     starts_a_thread: "a handler starts a thread" => "it may";
     burns_processor_time: "a handler takes processor time without end" => "`PluginCrashed` naming SIGXCPU, at `cpu_seconds`; a new process for the next call";
+    writes_a_large_file: "a handler writes a file of 2 GiB" => "`PluginCrashed` naming SIGXFSZ, at 1 GiB";
+    throws_a_foreign_exception: "a handler throws an exception as C++ does" => "`PluginCrashed` naming SIGABRT; the runtime's last words are logged";
+    longjmps: "a handler jumps out of itself with `longjmp`" => "`PluginCrashed` naming SIGSEGV";
+    answer_of_no_text: "a handler answers bytes that are not UTF-8" => "`BoundsError`; the process stays";
+    answer_of_no_json: "a handler answers text that is not JSON" => "`BoundsError`; the process stays";
+    answer_of_64_gib: "a handler claims an answer of 64 GiB" => "`BoundsError` before a byte is read; the process stays";
+    answer_of_static_memory: "a handler answers with memory that cannot be freed" => "`PluginCrashed` naming SIGABRT";
+    answer_of_freed_memory: "a handler answers with memory that it has freed" => "`PluginCrashed` naming SIGSEGV";
+    error_with_nul: "a handler fails with a text that holds a NUL" => "its own error, as it is";
+    error_of_65_mib: "a handler fails with a text of 65 MiB" => "`BoundsError`; the process stays";
     too_many_at_once: "1024 calls wait for a plugin that never answers" => "the next one is `TooManyCalls` at once";
     leaks_descriptors: "a handler leaks a descriptor a call" => "at its limit its own calls fail; the host's descriptors are its own";
     leaks_threads: "a handler leaks a thread a call" => "at its limit its own calls fail, or its process ends";
@@ -149,6 +159,59 @@ fn burns_processor_time() {
     for (kind, message) in failures(host.set(&format!("plugins.{PLUGIN}.deadline=60")).with_input(RAISE.repeat(2)), 2) {
         assert_eq!(kind, "PluginCrashed", "{message}");
         assert_says(&message, &["the plugin's process was killed by signal 24 (SIGXCPU)"]);
+    }
+}
+
+fn writes_a_large_file() {
+    ends("large_file", "PluginCrashed", "the plugin's process was killed by signal 25 (SIGXFSZ)");
+}
+
+fn throws_a_foreign_exception() {
+    let stderr = ends("foreign_exception", "PluginCrashed", "the plugin's process was killed by signal 6 (SIGABRT)");
+    assert_says(&stderr, &["Rust cannot catch foreign exceptions"]);
+}
+
+fn longjmps() {
+    ends("longjmp", "PluginCrashed", "the plugin's process was killed by signal 11 (SIGSEGV)");
+}
+
+fn answer_of_no_text() {
+    stays("answer_of_no_text", "BoundsError", "text that is not UTF-8 from byte 1 on");
+}
+
+fn answer_of_no_json() {
+    stays("answer_of_no_json", "BoundsError", "text that is not JSON");
+}
+
+fn answer_of_64_gib() {
+    stays("answer_of_64_gib", "BoundsError", "68719476736 bytes, at most 67108864 are taken");
+}
+
+fn answer_of_static_memory() {
+    ends("answer_of_static_memory", "PluginCrashed", "the plugin's process was killed by signal 6 (SIGABRT)");
+}
+
+fn answer_of_freed_memory() {
+    ends("answer_of_freed_memory", "PluginCrashed", "the plugin's process was killed by signal 11 (SIGSEGV)");
+}
+
+fn error_with_nul() {
+    stays("error_with_nul", "Error", "a\0b");
+}
+
+fn error_of_65_mib() {
+    stays("error_of_65_mib", "BoundsError", "at most 67108864 are taken");
+}
+
+/// Two calls fail, and their process is none the worse.
+#[track_caller]
+fn stays(how: &str, kind: &str, words: &str) {
+    let place = place();
+    let ended = isolated(&place, how).set(&format!("plugins.{PLUGIN}.deadline=60")).with_input(RAISE.repeat(2));
+    assert!(!ended.stderr.contains("it is started again"), "{}", ended.stderr);
+    for (found, message) in failures(ended, 2) {
+        assert_eq!(found, kind, "{message}");
+        assert_says(&message, &[words]);
     }
 }
 

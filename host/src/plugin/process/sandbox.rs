@@ -16,6 +16,9 @@ use serde::{Deserialize, Serialize};
 /// The newest landlock that is asked for; an older kernel gives what it has.
 const LANDLOCK: ABI = ABI::V6;
 
+/// The largest file that a guest may write: 1 GiB.
+const FILE_BYTES: u64 = 1 << 30;
+
 /// Limits of a guest.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Limits {
@@ -55,6 +58,7 @@ pub(crate) fn enter(limits: &Limits) -> Result<SandboxLevel, String> {
     let limit = |name: &str, resource, value: u64| lower(resource, value).map_err(|error| format!("limit of {name}: {error}"));
     limit("address space", Resource::As, limits.memory_bytes)?;
     limit("core files", Resource::Core, 0)?;
+    limit("file size", Resource::Fsize, FILE_BYTES)?;
     limit("descriptors", Resource::Nofile, limits.descriptors)?;
     if let Some(seconds) = limits.cpu_seconds {
         limit("processor time", Resource::Cpu, seconds)?;
