@@ -1,7 +1,6 @@
 //! What is particular to tasks in a file: leases across processes, disks that are full, files that are damaged.
 
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,9 +9,8 @@ use qtasks_host::broker::{Backend, BrokerErrorKind, BrokerSettings, BrokerUrl, F
 use rusqlite::Connection;
 
 use crate::brokers::{take_one, task};
-use crate::support::artifacts::ROOT;
 use crate::support::worker::{Project, Worker};
-use crate::support::{Place, assert_says};
+use crate::support::{Place, assert_says, c};
 
 const LEASE: Duration = Duration::from_millis(150);
 /// What a test waits for must come within this time, on the slowest machine.
@@ -185,30 +183,10 @@ async fn backend_at(place: &Place, name: &str) -> Arc<dyn Backend> {
     open(&BrokerSettings::new(url)).await.expect("a new file")
 }
 
-/// The library that makes a disk full or read-only for the process it is preloaded into; `None`, told on standard error, where there is
-/// no C compiler.
+/// The library that makes a disk full or read-only for the process it is preloaded into; `None` where there is no C compiler.
 fn full_disk(place: &Place) -> Option<PathBuf> {
     let library = place.path("full_disk.so");
-    let mut command = Command::new("cc");
-    command
-        .args(["-shared", "-fPIC", "-Wall", "-o"])
-        .arg(&library)
-        .arg(format!("{ROOT}/tests/fixtures/c/full_disk.c"))
-        .arg("-ldl");
-    match command.output() {
-        Ok(output) => {
-            assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-            Some(library)
-        }
-        Err(error) => {
-            assert!(
-                std::env::var_os("QTASKS_TEST_NO_SKIP").is_none(),
-                "QTASKS_TEST_NO_SKIP is set and cc cannot be run: {error}"
-            );
-            eprintln!("skipped: cc cannot be run: {error}");
-            None
-        }
-    }
+    c::compile("full_disk", &library, &[]).then_some(library)
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 pub(crate) mod app;
 pub(crate) mod artifacts;
+pub(crate) mod c;
 pub(crate) mod host;
 pub(crate) mod place;
 pub(crate) mod python;

@@ -30,6 +30,7 @@ faults! {
     constructor_changes_directory_and_umask: "a constructor changes directory and umask" => "warned about, runs; verdicts keep their mode";
     constructor_sets_environment: "a constructor sets an environment variable" => "warned about, runs";
     constructor_lowers_limits: "a constructor lowers a limit" => "warned about, runs";
+    constructor_changes_priority_and_personality: "a constructor changes priority and personality" => "warned about, runs";
     constructor_prints_a_line: "a constructor prints what looks like a result" => "warned about, runs; in the host's process it is on standard output";
     directory_changed_under_relative_paths: "a constructor changes directory, and the host's directories are relative" => "the libraries after it are found all the same";
     the_host_dies_while_it_probes: "the host is killed while it probes" => "the guest ends with it; the next start quarantines the library as `unfinished`";
@@ -165,6 +166,10 @@ fn constructor_sets_environment() {
 
 fn constructor_lowers_limits() {
     changes("constructor_lowers_limits", &["limits changed"]);
+}
+
+fn constructor_changes_priority_and_personality() {
+    changes("constructor_changes_priority_and_personality", &["priority: 0 → 3", "personality: 00000000 → 00040000"]);
 }
 
 /// In the host's process the line comes before the results.

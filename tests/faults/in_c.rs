@@ -1,11 +1,7 @@
 //! Libraries that no Rust compiler made, and that know the file format better than the boundary.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
 use super::{RAISE, answered, good_ones, refused, run};
-use crate::support::Place;
-use crate::support::artifacts::ROOT;
+use crate::support::{Place, c};
 
 faults! {
     no_manifest: "a C library without manifest lies in the directory" => "refused as `manifest`; its constructor never runs";
@@ -14,33 +10,17 @@ faults! {
     root_is_a_function: "the manifest is good, the root symbol is a function" => "refused by the static check";
 }
 
-/// Compiles `tests/fixtures/c/NAME.c` into the plugins of `place`; `None`, told on standard error, where there is no C compiler.
-fn compile(place: &Place, name: &str, definitions: &[&str]) -> Option<PathBuf> {
-    let source = Path::new(ROOT).join("tests/fixtures/c").join(format!("{name}.c"));
-    let library = place.plugins().join(format!("lib{name}.so"));
+/// Compiles `tests/fixtures/c/NAME.c` into the plugins of `place`; `false` where there is no C compiler.
+fn compile(place: &Place, name: &str, definitions: &[&str]) -> bool {
     let target = format!("-DTARGET=\"{}-unknown-linux-gnu\"", std::env::consts::ARCH);
-    let mut command = Command::new("cc");
     // A hash table as the linker of Rust makes it: the static check wants one that it can check.
-    command.args(["-shared", "-fPIC", "-Wall", "-Wno-attributes", "-Wl,--hash-style=gnu", &target]).args(definitions);
-    match command.arg(&source).arg("-o").arg(&library).output() {
-        Ok(output) => {
-            assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-            Some(library)
-        }
-        Err(error) => {
-            assert!(
-                std::env::var_os("QTASKS_TEST_NO_SKIP").is_none(),
-                "QTASKS_TEST_NO_SKIP is set and cc cannot be run: {error}"
-            );
-            eprintln!("skipped: cc cannot be run: {error}");
-            None
-        }
-    }
+    let arguments = [&["-Wl,--hash-style=gnu", &*target], definitions].concat();
+    c::compile(name, &place.plugins().join(format!("lib{name}.so")), &arguments)
 }
 
 fn no_manifest() {
     let place = good_ones();
-    if compile(&place, "no_manifest", &[]).is_none() {
+    if !compile(&place, "no_manifest", &[]) {
         return;
     }
     let mark = place.path("mark");
@@ -51,7 +31,7 @@ fn no_manifest() {
 
 fn junk_root() {
     let place = good_ones();
-    if compile(&place, "junk_root", &[]).is_none() {
+    if !compile(&place, "junk_root", &[]) {
         return;
     }
     let ended = answered(run(&place).with_input(RAISE));
@@ -60,7 +40,7 @@ fn junk_root() {
 
 fn root_is_a_function() {
     let place = good_ones();
-    if compile(&place, "junk_root", &["-DROOT_IS_A_FUNCTION"]).is_none() {
+    if !compile(&place, "junk_root", &["-DROOT_IS_A_FUNCTION"]) {
         return;
     }
     let ended = answered(run(&place).with_input(RAISE));
@@ -69,7 +49,7 @@ fn root_is_a_function() {
 
 fn panics_abort() {
     let place = good_ones();
-    if compile(&place, "junk_root", &["-DPANIC=\"abort\""]).is_none() {
+    if !compile(&place, "junk_root", &["-DPANIC=\"abort\""]) {
         return;
     }
     let ended = answered(run(&place).with_input(RAISE));

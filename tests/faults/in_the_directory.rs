@@ -8,9 +8,9 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
-use super::{RAISE, answered, beside_good_ones, good_ones, run};
+use super::{RAISE, answered, beside_good_ones, good_ones, refused, run};
 use crate::support::artifacts::library;
-use crate::support::{Host, Place, assert_says};
+use crate::support::{Host, Place, assert_says, c};
 
 faults! {
     link_in_a_circle: "a symbolic link leads to itself" => "refused as unreadable";
@@ -20,6 +20,7 @@ faults! {
     name_that_is_no_text: "a file name that is not UTF-8" => "refused: rename it";
     name_of_255_bytes: "a file name of 255 bytes" => "loaded like any other";
     file_that_nobody_may_read: "a file that the host may not read" => "refused: unreadable, or to root no library";
+    disk_that_fails: "a file that cannot be read to its end" => "refused as `bytes-read` with the system's reason";
     same_file_twice: "a link to a library that is there as well" => "the second name is refused";
     a_thousand_files: "a thousand files that are no libraries" => "each is refused, the good ones run";
     unfinished_copies: "copies that editors and package tools leave behind" => "no candidates";
@@ -94,6 +95,16 @@ fn file_that_nobody_may_read() {
         },
         &[said],
     );
+}
+
+fn disk_that_fails() {
+    let place = beside_good_ones("scripted_b");
+    let shim = place.path("bad_disk.so");
+    if !c::compile("bad_disk", &shim, &[]) {
+        return;
+    }
+    let ended = answered(run(&place).env("LD_PRELOAD", &shim).with_input(RAISE));
+    refused(&ended, "scripted_b", "bytes-read", &["cannot read ", "Input/output error"]);
 }
 
 fn same_file_twice() {

@@ -323,6 +323,7 @@ impl Surroundings {
             ),
             ("environment", format!("{environment:?}")),
             ("limits", std::fs::read_to_string("/proc/self/limits").unwrap_or_default()),
+            ("personality", std::fs::read_to_string("/proc/self/personality").unwrap_or_default().trim().to_owned()),
             (
                 "priority",
                 rustix::process::getpriority_process(None).map_or_else(|error| error.to_string(), |nice| nice.to_string()),
