@@ -7,13 +7,14 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::os::fd::IntoRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use libraries::{COPIES, copies, policy, stripped};
+use qtasks_host::plugin::bytes::LibraryBytes;
+use qtasks_host::plugin::discover::MAX_LIBRARY_BYTES;
 use qtasks_host::plugin::{Candidate, Inspected, Loader, Plugin, PluginSettings, Registry};
 use qtasks_plugin_api::abi::loaded::Layout;
 use sha2::Digest;
@@ -74,17 +75,19 @@ fn time(raw: &[PathBuf], cold: &[PathBuf], warm: &[PathBuf], state_dir: &Path) {
         let digest = sha2::Sha256::digest(&bytes);
         timed(&mut round.parts, begun);
         std::hint::black_box(digest);
-        drop(bytes);
+        drop((bytes, sealed));
 
         let begun = Instant::now();
         dlopen(raw);
         timed(&mut round.dlopen, begun);
 
-        // Beside it the same bytes from memory, as the host opens them. The descriptor stays open, so that no name comes twice.
-        let path = PathBuf::from(format!("/proc/self/fd/{}", sealed.into_raw_fd()));
+        // Beside it the same bytes from memory, as the host opens them.
+        let candidate = Candidate { path: raw.clone() };
+        let sealed = LibraryBytes::read(&candidate, MAX_LIBRARY_BYTES).expect("a file").into_sealed();
         let begun = Instant::now();
-        dlopen(&path);
+        dlopen(&sealed.dlopen_path());
         timed(&mut round.dlopen_memfd, begun);
+        drop(sealed);
 
         let inspected = inspect(cold);
         let begun = Instant::now();
