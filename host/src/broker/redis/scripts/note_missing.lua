@@ -3,6 +3,5 @@
 redis.call('DEL', own .. 'missing')
 if redis.call('EXISTS', unpack(ARGV)) == #ARGV then return end
 for _, key in ipairs(ARGV) do
-    redis.call('DEL', own .. 'missing')
-if redis.call('EXISTS', key) == 0 then redis.call('SADD', own .. 'missing', key) end
+    if redis.call('EXISTS', key) == 0 then redis.call('SADD', own .. 'missing', key) end
 end
