@@ -543,3 +543,23 @@ async fn a_record_that_was_removed_from_a_redis_server_meanwhile_stays_removed()
     assert_eq!(kept.status, TaskStatus::Success);
     assert!(!server.keys().iter().any(|key| key.ends_with(":missing")), "{:?}", server.keys());
 }
+
+#[tokio::test]
+async fn a_note_of_a_clock_that_is_ahead_keeps_no_old_record_of_a_redis_server() {
+    let Some(brokers) = Brokers::redis() else { return };
+    let server = brokers._redis.as_ref().expect("it runs");
+    let backend = brokers.open().await;
+    backend.attach().await.expect("a worker");
+    backend.add(vec![task("ahead", 1), task("old", 0)]).await.expect("room");
+    for age in [-3600.0, 3600.0] {
+        let taken = take_one(&backend).await;
+        let mut done = ended(&taken, TaskStatus::Success);
+        done.record.updated_at = qtasks_host::broker::unix_now() - age;
+        assert!(finish(&backend, done).await);
+    }
+    let hour = Duration::from_secs(3000);
+    assert_eq!(backend.prune(hour, hour).await, Ok(1));
+    let left = backend.list(Filter::latest(10)).await.expect("records");
+    assert_eq!(left.iter().map(|record| &*record.task.name).collect::<Vec<_>>(), ["ahead"]);
+    assert_eq!(server.command::<u64>(&["LLEN", "qtasks-host:QueueTasks:ended"]), 0, "both notes were read");
+}

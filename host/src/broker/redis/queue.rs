@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use redis::Value;
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::hash::{self, Flat, Hash, Pairs, item};
@@ -191,6 +192,14 @@ pub(super) fn attempt_of(finish: &Finish) -> Option<String> {
     serde_json::to_string(&entry).ok()
 }
 
+/// The id of the retry that follows this delivery: the same however often its end is sent.
+fn child_of(lease: Lease) -> Uuid {
+    let digest = Sha256::new().chain_update(lease.uuid).chain_update(lease.delivery.to_be_bytes()).finalize();
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest[..16]);
+    uuid::Builder::from_random_bytes(bytes).into_uuid()
+}
+
 fn one_finish(call: &mut redis::Cmd, finish: &Finish, before: Option<&Before>) {
     let Finish { lease, record, retry, attempt } = finish;
     call.arg(attempt_of(finish).unwrap_or_default());
@@ -202,7 +211,7 @@ fn one_finish(call: &mut redis::Cmd, finish: &Finish, before: Option<&Before>) {
         return;
     };
     // As QTasks retries: a child with an id of its own waits, and this record says which.
-    let child_uuid = Uuid::new_v4();
+    let child_uuid = child_of(*lease);
     let mut parent = record.clone();
     parent.retry = Some(left.into());
     parent.retry_child_uuid = Some(child_uuid);
@@ -354,4 +363,18 @@ pub(super) async fn detach(link: &Link, keys: &Keys, worker: Uuid) -> Result<u64
     let mut call = script::DETACH.call(&keys.project);
     call.arg(worker.to_string()).arg(repr(unix_now()));
     link.call(&script::DETACH, &call).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_retry_has_one_id_for_each_delivery_that_qtasks_reads() {
+        let lease = Lease { uuid: Uuid::new_v4(), delivery: 7 };
+        assert_eq!(child_of(lease), child_of(lease));
+        assert_ne!(child_of(lease), child_of(Lease { delivery: 8, ..lease }));
+        assert_ne!(child_of(lease), child_of(Lease { uuid: Uuid::new_v4(), ..lease }));
+        assert_eq!(child_of(lease).get_version_num(), 4);
+    }
 }

@@ -264,7 +264,7 @@ pub(super) async fn prune(
     let mut removed = 0;
     loop {
         let mut call = script::PRUNE.call(&keys.project);
-        call.arg(repr(oldest)).arg(STEP);
+        call.arg(repr(oldest)).arg(STEP).arg(repr(now));
         let (step, looked): (u64, usize) = link.call(&script::PRUNE, &call).await?;
         removed += step;
         if looked < STEP {
@@ -273,19 +273,19 @@ pub(super) async fn prune(
     }
     let (next, step) = scan(link, cursor.load(Relaxed), &keys.records(), true).await?;
     cursor.store(next, Relaxed);
-    let ask = |key: &Vec<u8>| redis::cmd("HMGET").arg(key).arg("status").arg("updated_at").to_owned();
-    let found: Vec<TwoFields> = together(link, step.iter().map(ask)).await?;
-    let is_old = |(status, updated_at): &TwoFields| {
-        let text = |bytes: &Option<Vec<u8>>| bytes.as_deref().map(|bytes| String::from_utf8_lossy(bytes).into_owned());
-        text(status).and_then(|status| TaskStatus::from_name(&status)).is_some_and(TaskStatus::has_ended)
-            && text(updated_at).and_then(|at| at.parse::<f64>().ok()).is_some_and(|at| at < oldest)
-    };
-    let old: Vec<&Vec<u8>> = step.iter().zip(&found).filter_map(|(key, found)| is_old(found).then_some(key)).collect();
-    if !old.is_empty() {
-        removed += link.run::<u64>(redis::cmd("DEL").arg(old)).await?;
-    }
+    removed += remove_ended(link, keys, Some(oldest), step).await?;
     prune_attempts(link, keys, now - decisions.as_secs_f64()).await?;
     Ok(removed)
+}
+
+/// Removes those of these records that have ended, before this time or at any; gives how many.
+async fn remove_ended(link: &Link, keys: &Keys, before: Option<f64>, records: Vec<Vec<u8>>) -> Result<u64, BrokerError> {
+    if records.is_empty() {
+        return Ok(0);
+    }
+    let mut call = script::REMOVE_ENDED.call(&keys.project);
+    call.arg(before.map(repr).unwrap_or_default()).arg(records);
+    link.call(&script::REMOVE_ENDED, &call).await
 }
 
 /// Removes batches of attempts that are older, their names last: what is half done is done the next time.
@@ -310,17 +310,7 @@ pub(super) async fn delete_finished(link: &Link, keys: &Keys) -> Result<u64, Bro
     let (mut cursor, pattern, mut removed) = (0, keys.records(), 0);
     loop {
         let (next, step) = scan(link, cursor, &pattern, true).await?;
-        let ask = |key: &Vec<u8>| redis::cmd("HGET").arg(key).arg("status").to_owned();
-        let found: Vec<Option<Vec<u8>>> = together(link, step.iter().map(ask)).await?;
-        let ended = |status: &Option<Vec<u8>>| {
-            let status = status.as_deref().map(String::from_utf8_lossy);
-            status.and_then(|status| TaskStatus::from_name(&status)).is_some_and(TaskStatus::has_ended)
-        };
-        let mut remove = redis::cmd("DEL");
-        let ended: Vec<&Vec<u8>> = step.iter().zip(&found).filter_map(|(key, status)| ended(status).then_some(key)).collect();
-        if !ended.is_empty() {
-            removed += link.run::<u64>(remove.arg(ended)).await?;
-        }
+        removed += remove_ended(link, keys, None, step).await?;
         cursor = next;
         if cursor == 0 {
             link.run::<Value>(redis::cmd("DEL").arg(&keys.ended)).await?;

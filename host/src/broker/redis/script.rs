@@ -53,4 +53,5 @@ scripts! {
     REQUEUE "requeue.lua"
     UPDATE "update.lua"
     PRUNE "prune.lua"
+    REMOVE_ENDED "remove_ended.lua"
 }
