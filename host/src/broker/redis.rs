@@ -3,7 +3,7 @@
 //!
 //! QTasks has no leases: its keys say what waits (`NAME:task_queue`), what somebody has (`NAME:task_process`), and what is known of
 //! each task (`NAME:<uuid>`). Under `qtasks-host:NAME:` this program keeps who has it since which delivery, the workers' beats, delayed
-//! tasks, and the attempts that failed. Each step is one script, so that no crash falls in between.
+//! tasks, and the attempts that failed. Each step is one script or one transaction, so that no crash falls in between.
 
 mod beat;
 mod changes;
