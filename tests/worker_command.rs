@@ -134,6 +134,26 @@ fn a_task_that_kills_its_workers_is_set_aside_and_its_neighbours_are_not() {
 }
 
 #[test]
+fn a_worker_that_slept_records_nothing_of_what_was_taken_over_meanwhile() {
+    let server = RedisServer::start();
+    let redis = server.iter().map(|server| Project::at(Place::new(), server.url(), &[]));
+    for project in redis.chain([Project::sqlite(&[])]) {
+        let go_on = project.place.fifo("go_on");
+        let uuid = project.add(&["waits"]);
+        let mut sleeper = project.start(&[WAITS, "lease = 0.3"]);
+        let mut command = std::fs::OpenOptions::new().write(true).open(&go_on).expect("the command reads");
+        sleeper.signal(Signal::STOP);
+        let next = project.start(&[r#"tasks.waits.command = ["echo", "8"]"#, "lease = 0.3"]);
+        assert_eq!(project.wait(&uuid)["returning"], 8, "{}", project.url);
+        sleeper.signal(Signal::CONT);
+        std::io::Write::write_all(&mut command, b"go\n").expect("the command reads");
+        sleeper.read_until("the lease was lost before the task ended");
+        assert_eq!(project.json(&["task", "get", &uuid], 0)["returning"], 8, "{}", project.url);
+        assert!(sleeper.stop().0.success() && next.stop().0.success());
+    }
+}
+
+#[test]
 fn a_request_to_cancel_outlives_the_worker_that_it_was_made_to() {
     let server = RedisServer::start();
     let redis = server.iter().map(|server| Project::at(Place::new(), server.url(), &[]));
