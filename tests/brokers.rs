@@ -86,6 +86,8 @@ over_each_broker! {
     who_asks_for_a_task_that_was_retried_means_its_last_retry
     a_lease_ends_with_the_next_delivery
     what_waits_is_cancelled_and_what_runs_is_told
+    a_request_to_cancel_is_on_the_record_until_the_task_ends
+    what_a_lost_worker_had_not_begun_is_never_set_aside
     an_ended_task_can_run_again
     fields_can_be_replaced
     old_results_are_removed_and_nothing_else
@@ -336,6 +338,72 @@ async fn fields_can_be_replaced(brokers: Brokers) {
     assert_eq!(backend.update(Task::new("none").expect("a name").uuid, Fields::new()).await, Ok(false));
 }
 
+async fn a_request_to_cancel_is_on_the_record_until_the_task_ends(brokers: Brokers) {
+    let (first, client) = (brokers.open().await, brokers.open().await);
+    let _told = first.attach().await.expect("a worker");
+    client.add(vec![task("a", 0)]).await.expect("room");
+    let taken = take_one(&first).await;
+    assert_eq!(taken.record.cancel_asked, None);
+    assert_eq!(client.cancel(taken.lease.uuid, "no longer wanted".into()).await, Ok(Cancelled::Asked));
+    // The worker had not heard of it when its attempt failed. What is to be cancelled does not wait for its next attempt.
+    let retry = Some(Again { after: Duration::from_secs(3600), left: 3 });
+    assert!(finish(&first, Finish { retry, ..ended(&taken, TaskStatus::Success) }).await);
+    let asked = |taken: &Taken| taken.record.cancel_asked.clone();
+    let again = take_one(&first).await;
+    assert_eq!(asked(&again).as_deref(), Some("no longer wanted"));
+    first.give_back(vec![again]).await.expect("an answer");
+    let once_more = take_one(&first).await;
+    assert_eq!(asked(&once_more).as_deref(), Some("no longer wanted"), "given back");
+    assert_eq!(first.detach().await, Ok(1));
+    let second = brokers.open().await;
+    second.attach().await.expect("a worker");
+    let last = take_one(&second).await;
+    assert_eq!(asked(&last).as_deref(), Some("no longer wanted"), "its worker left");
+    assert!(finish(&second, ended(&last, TaskStatus::Cancel)).await);
+    assert_eq!(client.requeue(last.lease.uuid).await, Ok(Requeued::Done));
+    assert_eq!(asked(&take_one(&second).await), None, "who runs it again wants it");
+}
+
+async fn what_a_lost_worker_had_not_begun_is_never_set_aside(brokers: Brokers) {
+    if brokers.settings.is_none() {
+        // In one process, workers and tasks end together.
+        return;
+    }
+    let client = brokers.open().await;
+    client.attach().await.expect("a worker");
+    let (kills, neighbour) = (task("kills", 0), task("neighbour", 0));
+    let (killer, innocent) = (kills.task.uuid, neighbour.task.uuid);
+    client.add(vec![kills, neighbour]).await.expect("room");
+    for loss in 1..=3 {
+        let worker = brokers.open().await;
+        worker.attach().await.expect("a worker");
+        let taken = worker.take(2).await.expect("tasks");
+        assert_eq!(taken.len(), 2, "{loss}");
+        if loss > 1 {
+            let begun = taken.iter().find(|taken| taken.lease.uuid == killer).expect("it was taken");
+            worker.begin(begun.lease).await.expect("an answer");
+        }
+        drop(worker);
+        let begun = Instant::now();
+        let taken = loop {
+            let taken = client.take_over().await.expect("an answer");
+            if !taken.is_empty() {
+                break taken;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(60), "nothing was taken over");
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        };
+        assert_eq!(taken.len(), if loss < 3 { 2 } else { 1 });
+        client.give_back(taken).await.expect("an answer");
+    }
+    let record = client.get(killer).await.expect("an answer").expect("it is there");
+    assert_eq!((record.status, record.losses), (TaskStatus::Error, 3));
+    assert!(record.dead_letter.is_some(), "{record:?}");
+    let taken = take_one(&client).await;
+    assert_eq!((taken.lease.uuid, taken.record.losses), (innocent, 1));
+    assert!(finish(&client, ended(&taken, TaskStatus::Success)).await);
+}
+
 async fn old_results_are_removed_and_nothing_else(brokers: Brokers) {
     let backend = brokers.open().await;
     backend.attach().await.expect("a worker");
@@ -413,4 +481,85 @@ fn a_status_of_a_report_is_a_status_of_a_record() {
     {
         assert_eq!(serde_json::to_value(report).expect("JSON"), serde_json::to_value(record).expect("JSON"));
     }
+}
+
+#[tokio::test]
+async fn a_worker_of_a_redis_server_whose_claim_is_gone_records_what_is_its_own_and_nothing_else() {
+    let Some(brokers) = Brokers::redis() else { return };
+    let server = brokers._redis.as_ref().expect("it runs");
+    let backend = brokers.open().await;
+    backend.attach().await.expect("a worker");
+    let remove_claim = || {
+        let claims: Vec<String> =
+            server.keys().into_iter().filter(|key| key.starts_with("qtasks-host:QueueTasks:claim:")).collect();
+        assert_eq!(claims.len(), 1, "{claims:?}");
+        server.command::<()>(&["DEL", &claims[0]]);
+    };
+    backend.add((0..4).map(|_| task("a", 0)).collect()).await.expect("room");
+    let taken = backend.take(4).await.expect("tasks");
+    let attempt = |error: &str| {
+        let error = Box::new(ErrorBody::new("TaskPluginTriggerError", error));
+        Some(Attempt { attempt: 1, at: 1.5, seconds: 0.5, error, decisions: Vec::new() })
+    };
+    let done = |taken: &Taken, error: &str| Finish { attempt: attempt(error), ..ended(taken, TaskStatus::Success) };
+    assert!(finish(&backend, done(&taken[0], "under the claim")).await);
+    remove_claim();
+    // Of these two, the second one is another worker's by now.
+    let other = format!("{} 0b6aecd7-8c0a-4b33-8a4c-0f3ba6a9a3a5 a:{}:0", i64::MAX / 2, taken[2].lease.uuid);
+    server.command::<()>(&["HSET", "qtasks-host:QueueTasks:leases", &taken[2].lease.uuid.to_string(), &other]);
+    let lost = backend.finish(Arc::new([done(&taken[1], "without"), done(&taken[2], "without")])).await;
+    assert_eq!(lost, Ok(vec![taken[2].lease]));
+    // There is a claim again, and what was taken before it is looked at one by one.
+    assert!(finish(&backend, done(&taken[3], "before it")).await);
+    backend.add(vec![task("b", 0)]).await.expect("room");
+    let under_the_next = take_one(&backend).await;
+    assert!(finish(&backend, done(&under_the_next, "under the next")).await);
+    for (taken, error) in
+        [(&taken[0], "under the claim"), (&taken[1], "without"), (&taken[3], "before it"), (&under_the_next, "under the next")]
+    {
+        // The same once more, as after an answer that did not arrive, is neither lost nor recorded twice.
+        assert!(finish(&backend, done(taken, error)).await, "{error}");
+        let record = backend.get(taken.lease.uuid).await.expect("an answer").expect("it is there");
+        assert_eq!((record.status, record.history.len()), (TaskStatus::Success, 1), "{error}");
+        assert_eq!(record.history[0].error.message, error);
+    }
+    let left = backend.get(taken[2].lease.uuid).await.expect("an answer").expect("it is there");
+    assert_eq!((left.status, left.history.len()), (TaskStatus::Process, 0));
+}
+
+#[tokio::test]
+async fn a_record_that_was_removed_from_a_redis_server_meanwhile_stays_removed() {
+    let Some(brokers) = Brokers::redis() else { return };
+    let server = brokers._redis.as_ref().expect("it runs");
+    let backend = brokers.open().await;
+    backend.attach().await.expect("a worker");
+    backend.add(vec![task("a", 0), task("b", 0)]).await.expect("room");
+    let taken = backend.take(2).await.expect("tasks");
+    server.command::<()>(&["DEL", &format!("QueueTasks:{}", taken[0].lease.uuid)]);
+    let batch: Vec<Finish> = taken.iter().map(|taken| ended(taken, TaskStatus::Success)).collect();
+    assert_eq!(backend.finish(batch.into()).await, Ok(Vec::new()));
+    assert_eq!(backend.get(taken[0].lease.uuid).await.map(|found| found.is_none()), Ok(true));
+    let kept = backend.get(taken[1].lease.uuid).await.expect("an answer").expect("it is there");
+    assert_eq!(kept.status, TaskStatus::Success);
+    assert!(!server.keys().iter().any(|key| key.ends_with(":missing")), "{:?}", server.keys());
+}
+
+#[tokio::test]
+async fn a_note_of_a_clock_that_is_ahead_keeps_no_old_record_of_a_redis_server() {
+    let Some(brokers) = Brokers::redis() else { return };
+    let server = brokers._redis.as_ref().expect("it runs");
+    let backend = brokers.open().await;
+    backend.attach().await.expect("a worker");
+    backend.add(vec![task("ahead", 1), task("old", 0)]).await.expect("room");
+    for age in [-3600.0, 3600.0] {
+        let taken = take_one(&backend).await;
+        let mut done = ended(&taken, TaskStatus::Success);
+        done.record.updated_at = qtasks_host::broker::unix_now() - age;
+        assert!(finish(&backend, done).await);
+    }
+    let hour = Duration::from_secs(3000);
+    assert_eq!(backend.prune(hour, hour).await, Ok(1));
+    let left = backend.list(Filter::latest(10)).await.expect("records");
+    assert_eq!(left.iter().map(|record| &*record.task.name).collect::<Vec<_>>(), ["ahead"]);
+    assert_eq!(server.command::<u64>(&["LLEN", "qtasks-host:QueueTasks:ended"]), 0, "both notes were read");
 }

@@ -103,6 +103,80 @@ fn sigterm_finishes_what_runs_and_leaves_the_rest_waiting() {
 }
 
 #[test]
+fn a_task_that_kills_its_workers_is_set_aside_and_its_neighbours_are_not() {
+    let server = RedisServer::start();
+    let redis = server.iter().map(|server| Project::at(Place::new(), server.url(), &[]));
+    for project in redis.chain([Project::sqlite(&[])]) {
+        // The neighbours run for longer than their worker would live beside it.
+        let settings = [
+            r#"tasks.kills.command = ["sh", "-c", "kill -9 $PPID"]"#,
+            r#"tasks.neighbour.command = ["sh", "-c", "sleep 0.3; echo 7"]"#,
+            "concurrency = 4",
+            "lease = 0.3",
+        ];
+        let killer = project.add(&["kills"]);
+        let neighbours: Vec<String> = (0..5).map(|_| project.add(&["neighbour"])).collect();
+        for _ in 1..=3 {
+            let (status, said) = project.start(&settings).end();
+            assert!(!status.success(), "{said}");
+        }
+        let worker = project.start(&settings);
+        let record = project.wait(&killer);
+        assert_eq!((&record["status"], &record["losses"]), (&json!("error"), &json!(3)), "{}: {record}", project.url);
+        assert_says(record["dead_letter"].as_str().expect("set aside"), &["3 workers were lost"]);
+        for neighbour in neighbours {
+            let record = project.wait(&neighbour);
+            assert_eq!((&record["status"], &record["returning"]), (&json!("success"), &json!(7)), "{}: {record}", project.url);
+            assert!(record["losses"].as_u64().unwrap_or_default() <= 1, "{record}");
+        }
+        assert!(worker.stop().0.success());
+    }
+}
+
+#[test]
+fn a_worker_that_slept_records_nothing_of_what_was_taken_over_meanwhile() {
+    let server = RedisServer::start();
+    let redis = server.iter().map(|server| Project::at(Place::new(), server.url(), &[]));
+    for project in redis.chain([Project::sqlite(&[])]) {
+        let go_on = project.place.fifo("go_on");
+        let uuid = project.add(&["waits"]);
+        let mut sleeper = project.start(&[WAITS, "lease = 0.3"]);
+        let mut command = std::fs::OpenOptions::new().write(true).open(&go_on).expect("the command reads");
+        sleeper.signal(Signal::STOP);
+        let next = project.start(&[r#"tasks.waits.command = ["echo", "8"]"#, "lease = 0.3"]);
+        assert_eq!(project.wait(&uuid)["returning"], 8, "{}", project.url);
+        sleeper.signal(Signal::CONT);
+        std::io::Write::write_all(&mut command, b"go\n").expect("the command reads");
+        sleeper.read_until("the lease was lost before the task ended");
+        assert_eq!(project.json(&["task", "get", &uuid], 0)["returning"], 8, "{}", project.url);
+        assert!(sleeper.stop().0.success() && next.stop().0.success());
+    }
+}
+
+#[test]
+fn a_request_to_cancel_outlives_the_worker_that_it_was_made_to() {
+    let server = RedisServer::start();
+    let redis = server.iter().map(|server| Project::at(Place::new(), server.url(), &[]));
+    for project in redis.chain([Project::sqlite(&[])]) {
+        let go_on = project.place.fifo("go_on");
+        let uuid = project.add(&["waits"]);
+        let settings = [WAITS, "lease = 0.3"];
+        let worker = project.start(&settings);
+        let command = std::fs::OpenOptions::new().write(true).open(&go_on).expect("the command reads");
+        worker.signal(Signal::STOP);
+        let asked = project.client(&["task", "cancel", &uuid, "--reason", "no longer wanted"]).end().expect_code(0);
+        assert_says(&asked.stdout, &["asked"]);
+        worker.signal(Signal::KILL);
+        worker.end();
+        drop(command);
+        let next = project.start(&settings);
+        let record = project.wait(&uuid);
+        assert_eq!((&record["status"], &record["cancel_reason"]), (&json!("cancel"), &json!("no longer wanted")), "{record}");
+        assert!(next.stop().0.success());
+    }
+}
+
+#[test]
 fn what_outlives_the_drain_deadline_is_given_back_and_runs_again() {
     let project = Project::sqlite(&[]);
     let go_on = project.place.fifo("go_on");

@@ -189,6 +189,12 @@ pub trait Broker: Debug + Send + Sync {
     /// Takes over what workers held whose beat has stopped.
     fn take_over(&self) -> Answer<'_, Vec<Taken>>;
 
+    /// Notes that the attempt of this lease begins now: should its worker be lost, the task counts as one that may have ended it. Asked
+    /// for tasks that a lost worker had before, since it costs a visit to the broker.
+    fn begin(&self, _lease: Lease) -> Answer<'_, ()> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// Puts tasks back where they were, at the front of their priority.
     fn give_back(&self, taken: Vec<Taken>) -> Answer<'_, ()>;
 

@@ -34,7 +34,7 @@ use crate::worker::WorkerSettings;
 /// concurrency = 4                 # tasks that run at once
 /// prefetch = 256                  # tasks that a worker takes ahead at most, while they are short
 /// lease = 10.0                    # seconds without a sign of life after which a worker's tasks are taken over
-/// max_losses = 3                  # lost workers after which a task is set aside: it may be what ends them
+/// max_losses = 3                  # lost workers after which a task is set aside: it is what ends them
 /// drain_deadline = 30.0           # seconds that what runs may take to end when the worker is stopped
 /// keep_results = 604800.0         # seconds
 /// keep_decisions = 2592000.0      # seconds

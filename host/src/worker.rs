@@ -213,7 +213,11 @@ struct Lanes {
     finishing: mpsc::Sender<finisher::Ended>,
     settings: WorkerSettings,
     waiting: VecDeque<Taken>,
+    /// Those that wait of what lost workers had. One at a time runs: what ends this worker is then known from its neighbours.
+    suspects: VecDeque<Taken>,
     running: JoinSet<(Uuid, Duration)>,
+    /// The one that runs of these.
+    suspect: Option<Uuid>,
     /// How to cancel what runs.
     cancels: HashMap<Uuid, oneshot::Sender<String>>,
     /// About how long a task takes, in seconds.
@@ -227,7 +231,9 @@ impl Lanes {
             finishing,
             settings,
             waiting: VecDeque::new(),
+            suspects: VecDeque::new(),
             running: JoinSet::new(),
+            suspect: None,
             cancels: HashMap::new(),
             // Until something was measured, nothing is taken ahead.
             usual: f64::INFINITY,
@@ -250,7 +256,7 @@ impl Lanes {
         let shortly = (AHEAD.as_secs_f64() / self.usual * self.settings.concurrency as f64) as usize;
         let ahead = shortly.min(self.settings.prefetch);
         // Many at once cost the broker less than one after the other.
-        if self.waiting.len() > ahead / 2 {
+        if self.waiting.len() > ahead / 2 || self.suspects.len() > self.settings.concurrency {
             return 0;
         }
         (self.settings.concurrency + ahead).saturating_sub(self.running.len() + self.waiting.len())
@@ -259,14 +265,30 @@ impl Lanes {
     async fn add(&mut self, taken: Vec<Taken>) {
         for mut taken in taken {
             lane::added(&self.shared, &mut taken).await;
-            self.waiting.push_back(taken);
+            match taken.record.cancel_asked.clone() {
+                // Whoever had it did not come to it.
+                Some(reason) => self.end_cancelled(taken, reason),
+                None if taken.record.losses > 0 => self.suspects.push_back(taken),
+                None => self.waiting.push_back(taken),
+            }
         }
         self.start_waiting();
     }
 
+    /// The next task that may begin.
+    fn next_waiting(&mut self) -> Option<Taken> {
+        if self.suspect.is_none()
+            && let Some(taken) = self.suspects.pop_front()
+        {
+            self.suspect = Some(taken.lease.uuid);
+            return Some(taken);
+        }
+        self.waiting.pop_front()
+    }
+
     fn start_waiting(&mut self) {
         while self.running.len() < self.settings.concurrency
-            && let Some(taken) = self.waiting.pop_front()
+            && let Some(taken) = self.next_waiting()
         {
             let uuid = taken.lease.uuid;
             let (cancel, cancelled) = oneshot::channel();
@@ -297,11 +319,15 @@ impl Lanes {
         match ended {
             Ok((uuid, took)) => {
                 self.cancels.remove(&uuid);
+                self.suspect.take_if(|suspect| *suspect == uuid);
                 let took = took.as_secs_f64();
                 self.usual = if self.usual.is_finite() { self.usual + (took - self.usual) / 16.0 } else { took };
             }
-            // Its lease holds until this worker ends; then another one runs it.
-            Err(error) => tracing::error!("a worker lane ended: {error}"),
+            // Its lease holds until this worker ends; then another one runs it. Nobody can tell whose lane it was.
+            Err(error) => {
+                self.suspect = None;
+                tracing::error!("a worker lane ended: {error}");
+            }
         }
     }
 
@@ -311,19 +337,29 @@ impl Lanes {
             let _ = cancel.send(reason);
             return;
         }
-        let Some(place) = self.waiting.iter().position(|taken| taken.lease.uuid == uuid) else { return };
-        if let Some(taken) = self.waiting.remove(place) {
-            let (shared, finishing) = (Arc::clone(&self.shared), self.finishing.clone());
-            self.running.spawn(async move {
-                let _ = finishing.send(lane::cancelled(&shared, taken, reason).await).await;
-                (uuid, Duration::ZERO)
-            });
+        let take_out = |waiting: &mut VecDeque<Taken>| {
+            let place = waiting.iter().position(|taken| taken.lease.uuid == uuid)?;
+            waiting.remove(place)
+        };
+        if let Some(taken) = take_out(&mut self.waiting).or_else(|| take_out(&mut self.suspects)) {
+            self.end_cancelled(taken, reason);
         }
+    }
+
+    /// Ends a task that has not begun.
+    fn end_cancelled(&mut self, taken: Taken, reason: String) {
+        let uuid = taken.lease.uuid;
+        let (shared, finishing) = (Arc::clone(&self.shared), self.finishing.clone());
+        self.running.spawn(async move {
+            // The finisher outlives every lane.
+            let _ = finishing.send(lane::cancelled(&shared, taken, reason).await).await;
+            (uuid, Duration::ZERO)
+        });
     }
 
     /// Gives back what waits for a lane, so that other workers need not wait for what runs here. Gives how many.
     async fn give_back_waiting(&mut self) -> u64 {
-        let waiting = Vec::from(std::mem::take(&mut self.waiting));
+        let waiting: Vec<Taken> = self.suspects.drain(..).chain(self.waiting.drain(..)).collect();
         if waiting.is_empty() {
             return 0;
         }

@@ -275,13 +275,16 @@ impl Broker for MemoryBackend {
             if let Some(entry) = state.tasks.get_mut(&finish.lease.uuid) {
                 let mut history = std::mem::take(&mut entry.record.history);
                 history.extend(finish.attempt.clone().filter(|_| self.keep));
-                entry.record = Record { history, ..finish.record.clone() };
+                let cancel_asked = entry.record.cancel_asked.take();
+                entry.record = Record { history, cancel_asked, ..finish.record.clone() };
             }
             match finish.retry {
                 Some(Again { after, .. }) => {
                     if let Some(entry) = state.tasks.get_mut(&finish.lease.uuid) {
                         entry.record.status = TaskStatus::New;
-                        entry.record.due = entry.record.clone().after(after).due;
+                        // What is to be cancelled need not wait for its next attempt.
+                        let asked = entry.record.cancel_asked.is_some();
+                        entry.record.due = entry.record.clone().after(after).due.filter(|_| !asked);
                     }
                     state.place(finish.lease.uuid);
                 }
@@ -308,7 +311,8 @@ impl Broker for MemoryBackend {
         for Taken { lease, record } in taken {
             if state.release(lease) {
                 if let Some(entry) = state.tasks.get_mut(&lease.uuid) {
-                    entry.record = Record { status: TaskStatus::New, ..record };
+                    let cancel_asked = entry.record.cancel_asked.take();
+                    entry.record = Record { status: TaskStatus::New, cancel_asked, ..record };
                 }
                 state.place(lease.uuid);
             }
@@ -378,7 +382,11 @@ impl Storage for MemoryBackend {
             TaskStatus::Process => {
                 if let Some(cancellations) = &state.cancellations {
                     // A worker that is gone has given the task back already.
-                    let _ = cancellations.send(Cancellation { uuid, reason });
+                    let _ = cancellations.send(Cancellation { uuid, reason: reason.clone() });
+                }
+                if let Some(entry) = state.tasks.get_mut(&uuid) {
+                    // Should its worker not come to it.
+                    entry.record.cancel_asked = Some(reason);
                 }
                 at_once(Cancelled::Asked)
             }

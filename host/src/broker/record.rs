@@ -93,6 +93,9 @@ pub struct Record {
     /// The same for a person, or what a Python worker wrote.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traceback: Option<String>,
+    /// Why somebody wanted it cancelled while a worker had it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cancel_asked: Option<String>,
     /// Why it was cancelled.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cancel_reason: Option<String>,
@@ -114,7 +117,8 @@ pub struct Record {
     /// QTasks: the task that is this one's retry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_child_uuid: Option<Uuid>,
-    /// How many workers were lost with it.
+    /// How many workers were lost with it: one for all that the first of them held, begun or not, and from then on those that had begun
+    /// it.
     #[serde(skip_serializing_if = "is_zero")]
     pub losses: u32,
     /// The attempts that failed, in order.
@@ -208,6 +212,7 @@ const OWN_FIELDS: &[&str] = &[
     "returning",
     "error",
     "traceback",
+    "cancel_asked",
     "cancel_reason",
     "dead_letter",
     "original_error",
@@ -242,6 +247,7 @@ impl Record {
             returning: None,
             error: None,
             traceback: None,
+            cancel_asked: None,
             cancel_reason: None,
             dead_letter: None,
             original_error: None,
@@ -373,7 +379,7 @@ impl Record {
             "retry" => self.retry = read(&name, &value, "a whole number, or null")?,
             // The host's own account of what happened is not a plugin's to change; a whole model that comes back names them too.
             "error" | "original_error" | "resolved_by" | "attempt" | "attempts" | "max_time" | "losses" | "history"
-            | "retry_parent_uuid" | "retry_child_uuid" => {}
+            | "cancel_asked" | "retry_parent_uuid" | "retry_child_uuid" => {}
             _ => {
                 self.extras.insert(name, value);
             }

@@ -3,10 +3,11 @@
 //!
 //! QTasks has no leases: its keys say what waits (`NAME:task_queue`), what somebody has (`NAME:task_process`), and what is known of
 //! each task (`NAME:<uuid>`). Under `qtasks-host:NAME:` this program keeps who has it since which delivery, the workers' beats, delayed
-//! tasks, and the attempts that failed. Each step is one script, so that no crash falls in between.
+//! tasks, and the attempts that failed. Each step is one script or one transaction, so that no crash falls in between.
 
 mod beat;
 mod changes;
+mod claim;
 mod hash;
 mod keys;
 mod link;
@@ -26,6 +27,7 @@ use uuid::Uuid;
 
 use self::beat::Beat;
 use self::changes::Changes;
+use self::claim::Claim;
 use self::keys::Keys;
 use self::link::Link;
 use super::component::Component;
@@ -63,13 +65,22 @@ pub struct RedisBackend {
     /// Items that workers without leases have, and since when they were seen.
     foreign: Mutex<HashMap<Vec<u8>, Instant>>,
     /// What this worker knows that it has, as it was taken. The server may know of more, where an answer did not arrive.
-    held: Mutex<HashMap<Lease, queue::Before>>,
+    held: Mutex<HashMap<Lease, Held>>,
     /// Locked from the moment the server hands out tasks until they are in `held`: in between they are not unknown.
     handing: tokio::sync::Mutex<()>,
+    claim: Claim,
     /// An answer did not arrive.
     unsure: AtomicBool,
     /// How far the search for records that Python workers ended has come.
     pruned: AtomicU64,
+}
+
+/// A task that this worker has.
+#[derive(Debug)]
+struct Held {
+    before: Arc<queue::Before>,
+    /// The claim that it was taken under; 0 where somebody may have taken it since, or where its end was sent once.
+    claim: u64,
 }
 
 impl RedisBackend {
@@ -95,13 +106,15 @@ impl RedisBackend {
             let refused = format!("is Redis {version}; expected {}.{} or later", OLDEST.0, OLDEST.1);
             return Err(BrokerError::new(&place, BrokerErrorKind::Refused(refused)));
         }
+        let (keys, worker) = (Arc::new(Keys::new(&settings.name)), Uuid::new_v4());
         Ok(Self {
-            keys: Arc::new(Keys::new(&settings.name)),
+            claim: Claim::new(&keys, worker),
+            keys,
             waiting: Link::new(client.clone(), Arc::clone(&place), WAIT + RESPONSE),
             client,
             link,
             changes: Changes::new(),
-            worker: Uuid::new_v4(),
+            worker,
             lease: settings.lease,
             max_losses: settings.max_losses,
             recover_foreign_after: settings.recover_foreign_after,
@@ -116,15 +129,15 @@ impl RedisBackend {
         })
     }
 
-    fn held(&self) -> MutexGuard<'_, HashMap<Lease, queue::Before>> {
+    fn held(&self) -> MutexGuard<'_, HashMap<Lease, Held>> {
         locked(&self.held)
     }
 
-    /// Remembers what was taken, and sets aside what cannot run.
-    async fn keep(&self, handed: Vec<queue::Handed>) -> Result<Vec<Taken>, BrokerError> {
+    /// Remembers what was taken, under which claim, and sets aside what cannot run.
+    async fn keep(&self, handed: Vec<queue::Handed>, claim: u64) -> Result<Vec<Taken>, BrokerError> {
         // Without its record, a task is leased to this worker and unknown to it.
         let sorted = self.unsure_while(queue::sort(&self.link, &self.keys, handed)).await?;
-        self.held().extend(sorted.before);
+        self.held().extend(sorted.before.into_iter().map(|(lease, before)| (lease, Held { before: before.into(), claim })));
         if !sorted.unreadable.is_empty()
             && let Err(error) = queue::set_aside(&self.link, &self.keys, &sorted.unreadable).await
         {
@@ -141,8 +154,9 @@ impl RedisBackend {
         loop {
             let handing = self.handing.lock().await;
             self.give_back_if_unsure().await?;
+            let claim = self.claim.number();
             let took = self.unsure_while(queue::take(&self.link, &self.keys, self.worker, most)).await?;
-            let taken = self.keep(took.handed).await?;
+            let taken = self.keep(took.handed, claim).await?;
             drop(handing);
             if !taken.is_empty() {
                 return Ok(taken);
@@ -198,6 +212,52 @@ impl RedisBackend {
         queue::give_back_unknown(&self.link, &self.keys, &unknown).await
     }
 
+    /// Records what became of so many attempts as fit into one call: quickly what was taken under the claim that stands, and what is
+    /// left one by one.
+    async fn finish_part(&self, part: &[Finish]) -> Result<Vec<Lease>, BrokerError> {
+        let claim = self.claim.number();
+        let (mut quick, mut slow) = (Vec::new(), Vec::new());
+        {
+            let mut held = self.held();
+            for finish in part {
+                match held.get_mut(&finish.lease) {
+                    Some(one) if claim != 0 && one.claim == claim && finish.retry.is_none() => {
+                        // Whatever becomes of it, it is not sent so twice: it may arrive late.
+                        one.claim = 0;
+                        quick.push((finish, Arc::clone(&one.before)));
+                    }
+                    one => slow.push((finish, one.map(|one| Arc::clone(&one.before)))),
+                }
+            }
+        }
+        if !quick.is_empty() {
+            if self.claim.finish(&self.link, &self.keys, claim, &quick).await {
+                self.finished(quick.iter().map(|(finish, _)| *finish));
+            } else {
+                self.claim.give_up(&self.link).await?;
+                slow.extend(quick.into_iter().map(|(finish, before)| (finish, Some(before))));
+            }
+        }
+        let mut lost = Vec::new();
+        if !slow.is_empty() {
+            let name = self.claim.name_batch();
+            lost = queue::finish(&self.link, &self.keys, &name, &slow).await?;
+            self.finished(slow.iter().map(|(finish, _)| *finish));
+            if let Err(error) = self.claim.renew(&self.link).await {
+                // Without one, everything is recorded the slow way.
+                tracing::debug!("no claim: {}", crate::shown::chain(&error));
+            }
+        }
+        Ok(lost)
+    }
+
+    fn finished<'a>(&self, finished: impl Iterator<Item = &'a Finish>) {
+        let mut held = self.held();
+        for finish in finished {
+            held.remove(&finish.lease);
+        }
+    }
+
     /// Takes over what Python workers have not finished for too long, where the operator says how long that is.
     async fn adopt(&self, after: Duration) -> Result<Vec<Taken>, BrokerError> {
         let items = queue::foreign(&self.link, &self.keys).await?;
@@ -211,9 +271,10 @@ impl RedisBackend {
         let mut taken = Vec::new();
         for item in left {
             tracing::warn!(item = %String::from_utf8_lossy(&item), "a Python worker has had this task for too long; it is taken over");
+            let claim = self.claim.number();
             let adopting = self.unsure_while(queue::adopt(&self.link, &self.keys, self.worker, &item));
             let kept = match adopting.await {
-                Ok(handed) => self.keep(handed).await,
+                Ok(handed) => self.keep(handed, claim).await,
                 Err(error) => Err(error),
             };
             match kept {
@@ -256,6 +317,7 @@ impl Broker for RedisBackend {
             // Before the first lease, so that no lease is without a worker.
             let known = redis::cmd("HSETNX").arg(&self.keys.workers).arg(self.worker.to_string()).arg(0).to_owned();
             self.link.run::<Value>(&known).await?;
+            self.claim.renew(&self.link).await?;
             let beat = Beat::start(self.client.clone(), &self.place, &self.keys, self.worker, self.lease, sender)?;
             *locked(&self.beat) = Some(beat);
             Ok(receiver)
@@ -270,15 +332,7 @@ impl Broker for RedisBackend {
         Box::pin(async move {
             let mut lost = Vec::new();
             for part in batch.chunks(queue::MOST) {
-                let before: Vec<Option<queue::Before>> = {
-                    let held = self.held();
-                    part.iter().map(|finish| held.get(&finish.lease).cloned()).collect()
-                };
-                lost.extend(queue::finish(&self.link, &self.keys, part, &before).await?);
-            }
-            let mut held = self.held();
-            for finish in &*batch {
-                held.remove(&finish.lease);
+                lost.extend(self.finish_part(part).await?);
             }
             Ok(lost)
         })
@@ -293,8 +347,9 @@ impl Broker for RedisBackend {
             let dead = locked(&self.watched).dead(&beats, self.lease);
             let mut taken = Vec::new();
             if !dead.is_empty() {
+                let claim = self.claim.number();
                 let taking = queue::take_over(&self.link, &self.keys, self.worker, &dead, self.max_losses);
-                taken = self.keep(self.unsure_while(taking).await?).await?;
+                taken = self.keep(self.unsure_while(taking).await?, claim).await?;
             }
             if let Some(after) = self.recover_foreign_after {
                 match self.adopt(after).await {
@@ -305,6 +360,10 @@ impl Broker for RedisBackend {
             }
             Ok(taken)
         })
+    }
+
+    fn begin(&self, lease: Lease) -> Answer<'_, ()> {
+        Box::pin(queue::begin(&self.link, &self.keys, lease))
     }
 
     fn give_back(&self, taken: Vec<Taken>) -> Answer<'_, ()> {
@@ -324,6 +383,7 @@ impl Broker for RedisBackend {
         Box::pin(async move {
             *locked(&self.beat) = None;
             self.held().clear();
+            self.claim.forget();
             queue::detach(&self.link, &self.keys, self.worker).await
         })
     }

@@ -16,7 +16,7 @@ pub struct BrokerSettings {
     pub name: Arc<str>,
     /// How long a worker's beat may stop before its tasks are taken over. It beats at least three times in this time, and at least once a second.
     pub lease: Duration,
-    /// After how many lost workers a task is set aside: it may be what ends them.
+    /// After how many lost workers a task is set aside: it is what ends them.
     pub max_losses: u32,
     /// Redis: how long a task of a Python worker may stand still before it is taken over. `None`: for ever, since a Python worker has no
     /// beat that would tell a dead one from a slow one.

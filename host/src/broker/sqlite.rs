@@ -177,6 +177,10 @@ impl Broker for SqliteBackend {
         })
     }
 
+    fn begin(&self, lease: Lease) -> Answer<'_, ()> {
+        self.write(move |connection| queue::begin(connection, lease))
+    }
+
     fn give_back(&self, taken: Vec<Taken>) -> Answer<'_, ()> {
         self.write(move |connection| queue::give_back(connection, &taken))
     }

@@ -11,6 +11,7 @@ use super::{Shared, WorkerInfo, execute};
 use crate::broker::answered::{fields_in, fields_of, replace, replace_whole};
 use crate::broker::component::{Component, TaskParts};
 use crate::broker::{Again, Attempt, Finish, Record, Taken, unix_now};
+use crate::shown::chain;
 use crate::task::{self, Execution, Task, TaskReport};
 
 /// `task_func` in an event; `null` for a task that nobody provides.
@@ -49,6 +50,11 @@ pub(super) async fn added(shared: &Shared, taken: &mut Taken) {
 /// Runs one attempt, and says what is to be recorded.
 pub(super) async fn run(shared: &Shared, taken: Taken, cancelled: oneshot::Receiver<String>) -> Ended {
     let Taken { lease, mut record } = taken;
+    if record.losses > 0
+        && let Err(error) = shared.store.backend().begin(lease).await
+    {
+        tracing::warn!(uuid = %lease.uuid, "should this task end its worker, it is not noted: {}", chain(&error));
+    }
     before(shared, &mut record).await;
     let task = task_to_run(shared, &record).await;
     let begun = unix_now();

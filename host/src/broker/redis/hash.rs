@@ -44,6 +44,8 @@ const OWN: &[&str] = &[
     "max_time",
     "due",
     "losses",
+    "begun",
+    "cancel_asked",
     "attempts_at",
     "dead_letter",
     "resolved_by",
@@ -303,19 +305,19 @@ impl Hash {
         Ok(Some(Box::new(ErrorBody::new(kind, self.text("original_error_message")?.unwrap_or_default()))))
     }
 
-    /// Where the attempts that failed stand in the stream of attempts, as text.
+    /// Where the attempts that failed stand, as text.
     pub(super) fn attempts_text(&self) -> &str {
         self.text("attempts_at").ok().flatten().unwrap_or_default()
     }
 
-    /// Where the attempts that failed stand in the stream of attempts: an entry's id, and the place in it.
+    /// Where the attempts that failed stand: the name of a batch, and the place in it.
     pub(super) fn attempts_at(&self) -> Vec<(&str, usize)> {
         // Others may have written it; what names no place is passed over.
         self.attempts_text()
             .split(' ')
             .filter_map(|at| at.split_once(':'))
-            .filter(|(id, _)| is_entry(id))
-            .filter_map(|(id, place)| Some((id, place.parse().ok()?)))
+            .filter(|(batch, _)| is_batch(batch))
+            .filter_map(|(batch, place)| Some((batch, place.parse().ok()?)))
             .collect()
     }
 
@@ -352,6 +354,7 @@ impl Hash {
         record.traceback = self.owned("traceback").unwrap_or_default();
         record.cancel_reason = self.owned("cancel_reason").unwrap_or_default();
         record.dead_letter = self.owned("dead_letter").unwrap_or_default();
+        record.cancel_asked = self.owned("cancel_asked").unwrap_or_default();
         record.losses = self.parsed("losses", "a whole number").ok().flatten().unwrap_or_default();
         record.error = self.error().unwrap_or_default();
         record.original_error = self.original_error().unwrap_or_default();
@@ -441,9 +444,9 @@ fn raw(text: &str) -> Result<Box<RawValue>, String> {
     serde_json::value::to_raw_value(text).map_err(|error| error.to_string())
 }
 
-/// Whether this is the id of an entry of a stream.
-fn is_entry(id: &str) -> bool {
-    id.split_once('-').is_some_and(|(time, number)| time.parse::<u64>().is_ok() && number.parse::<u64>().is_ok())
+/// Whether this may be the name of a batch of attempts.
+fn is_batch(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'.')
 }
 
 /// Checks that plugins and tasks will be able to read this.

@@ -20,7 +20,7 @@ pub(super) struct Keys {
     pub(super) ended: String,
     /// Counts deliveries.
     pub(super) deliveries: String,
-    /// The attempts that failed, with who was asked about them.
+    /// The names of batches of attempts that failed, by time.
     pub(super) attempts: String,
     /// The channel on which the end of tasks is told.
     pub(super) changed: String,
@@ -75,6 +75,16 @@ impl Keys {
     /// Requests to cancel what this worker has.
     pub(super) fn cancellations(&self, worker: Uuid) -> String {
         format!("qtasks-host:{}:cancel:{worker}", self.project)
+    }
+
+    /// The attempts of a batch, each with who was asked about it.
+    pub(super) fn batch(&self, batch: &str) -> String {
+        format!("{}:{batch}", self.attempts)
+    }
+
+    /// A number, for as long as nobody takes anything from this worker.
+    pub(super) fn claim(&self, worker: Uuid) -> String {
+        format!("qtasks-host:{}:claim:{worker}", self.project)
     }
 
     /// The global config `name`.

@@ -46,13 +46,18 @@ impl Link {
         &self.place
     }
 
+    /// A connection of the caller's own.
+    pub(super) async fn connect(&self) -> Result<MultiplexedConnection, RedisError> {
+        let config = AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT)).set_response_timeout(Some(self.response));
+        self.client.get_multiplexed_async_connection_with_config(&config).await
+    }
+
     async fn open(&self) -> Result<Open, RedisError> {
         let mut open = self.open.lock().await;
         if let Some(open) = &*open {
             return Ok(open.clone());
         }
-        let config = AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT)).set_response_timeout(Some(self.response));
-        let connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        let connection = self.connect().await?;
         let number = self.number.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         Ok(open.insert(Open { connection, number }).clone())
     }

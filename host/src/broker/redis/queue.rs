@@ -1,8 +1,10 @@
 //! What each operation of the queue sends, and what comes back.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use redis::Value;
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::hash::{self, Flat, Hash, Pairs, item};
@@ -26,9 +28,11 @@ pub(super) type Handed = (Vec<u8>, String, i64);
 /// A task as it was when it was taken.
 #[derive(Debug, Clone)]
 pub(super) struct Before {
-    task: Task,
+    pub(super) task: Task,
+    /// Its item in the queue, as it stands among those that are in process.
+    pub(super) item: Vec<u8>,
     /// Where its earlier attempts stand, and a space; empty where there are none.
-    attempts_at: String,
+    pub(super) attempts_at: String,
 }
 
 /// What became of what was handed out.
@@ -62,18 +66,18 @@ pub(super) async fn sort(link: &Link, keys: &Keys, handed: Vec<Handed>) -> Resul
     let hashes: Vec<Pairs> = link.run_all(&read).await?;
     for ((item, uuid, delivery), hash) in handed.into_iter().zip(hashes) {
         let hash = Hash::new(hash);
-        let item = String::from_utf8_lossy(&item).into_owned();
+        let name = String::from_utf8_lossy(&item);
         // The script has looked at its shape.
         let Ok(uuid) = Uuid::try_parse(&uuid) else { continue };
         let lease = Lease { uuid, delivery };
-        match record_of(&item, uuid, &hash) {
+        match record_of(&name, uuid, &hash) {
             Ok(record) => {
                 let attempts_at = Some(hash.attempts_text()).filter(|text| !text.is_empty()).map(|text| format!("{text} "));
-                let before = Before { task: record.task.clone(), attempts_at: attempts_at.unwrap_or_default() };
+                let before = Before { task: record.task.clone(), item, attempts_at: attempts_at.unwrap_or_default() };
                 sorted.before.push((lease, before));
                 sorted.taken.push(Taken { lease, record });
             }
-            Err(reason) => sorted.unreadable.push(Unreadable { lease, item, hash, reason }),
+            Err(reason) => sorted.unreadable.push(Unreadable { lease, item: name.into_owned(), hash, reason }),
         }
     }
     sorted.taken.sort_by_key(|taken| std::cmp::Reverse(taken.record.task.priority));
@@ -140,32 +144,38 @@ pub(super) struct Took {
 pub(super) async fn take(link: &Link, keys: &Keys, worker: Uuid, most: usize) -> Result<Took, BrokerError> {
     let mut call = script::TAKE.call(&keys.project);
     call.arg(worker.to_string()).arg(repr(unix_now())).arg(most.clamp(1, MOST)).arg(WINDOW);
-    let (handed, due, items): (Vec<Handed>, String, usize) = link.call(&script::TAKE, &call).await?;
-    Ok(Took { handed, next_due: due.parse().ok(), was_empty: items == 0 })
+    let (items, first, due, found): (Vec<Vec<u8>>, i64, String, usize) = link.call(&script::TAKE, &call).await?;
+    let handed = (first..).zip(items).map(|(delivery, item)| {
+        // The script has looked at its shape: task_name:uuid:priority.
+        let uuid = item.rsplit(|byte| *byte == b':').nth(1).unwrap_or_default().to_ascii_lowercase();
+        (item, String::from_utf8_lossy(&uuid).into_owned(), delivery)
+    });
+    Ok(Took { handed: handed.collect(), next_due: due.parse().ok(), was_empty: found == 0 })
 }
 
-/// Records what became of attempts, which were as `before` when they were taken; gives the leases that were lost.
+/// Records what became of attempts, which were as they stand beside it when they were taken; gives the leases that were lost. `name` is
+/// the one under which the attempts that failed are kept.
 pub(super) async fn finish(
     link: &Link,
     keys: &Keys,
-    batch: &[Finish],
-    before: &[Option<Before>],
+    name: &str,
+    batch: &[(&Finish, Option<Arc<Before>>)],
 ) -> Result<Vec<Lease>, BrokerError> {
     let mut call = script::FINISH.call(&keys.project);
-    call.arg(batch.len());
-    for Finish { lease, record, retry, .. } in batch {
+    call.arg(batch.len()).arg(name);
+    for (Finish { lease, record, retry, .. }, _) in batch {
         let status = if retry.is_some() { TaskStatus::Retry } else { record.status };
         call.arg(lease.uuid.to_string()).arg(lease.delivery).arg(repr(record.updated_at)).arg(status.name());
     }
-    for (finish, before) in batch.iter().zip(before) {
-        one_finish(&mut call, finish, before.as_ref());
+    for (finish, before) in batch {
+        one_finish(&mut call, finish, before.as_deref());
     }
     let lost: Vec<String> = link.call(&script::FINISH, &call).await?;
-    let is_lost = |finish: &&Finish| lost.iter().any(|lost| lost.parse() == Ok(finish.lease.uuid));
-    Ok(batch.iter().filter(is_lost).map(|finish| finish.lease).collect())
+    let is_lost = |lease: &Lease| lost.iter().any(|lost| lost.parse() == Ok(lease.uuid));
+    Ok(batch.iter().map(|(finish, _)| finish.lease).filter(is_lost).collect())
 }
 
-/// A failed attempt as the stream of attempts keeps it.
+/// A failed attempt as its batch keeps it.
 #[derive(serde::Serialize)]
 struct AttemptEntry<'a> {
     uuid: Uuid,
@@ -174,11 +184,25 @@ struct AttemptEntry<'a> {
     attempt: &'a crate::broker::Attempt,
 }
 
+/// The attempt that failed, if one did, as JSON.
+pub(super) fn attempt_of(finish: &Finish) -> Option<String> {
+    let attempt = finish.attempt.as_ref()?;
+    let entry = AttemptEntry { uuid: finish.lease.uuid, task_name: &finish.record.task.name, attempt };
+    // An attempt holds nothing that has no JSON form.
+    serde_json::to_string(&entry).ok()
+}
+
+/// The id of the retry that follows this delivery: the same however often its end is sent.
+fn child_of(lease: Lease) -> Uuid {
+    let digest = Sha256::new().chain_update(lease.uuid).chain_update(lease.delivery.to_be_bytes()).finalize();
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest[..16]);
+    uuid::Builder::from_random_bytes(bytes).into_uuid()
+}
+
 fn one_finish(call: &mut redis::Cmd, finish: &Finish, before: Option<&Before>) {
     let Finish { lease, record, retry, attempt } = finish;
-    let entry = attempt.as_ref().map(|attempt| AttemptEntry { uuid: lease.uuid, task_name: &record.task.name, attempt });
-    // An attempt holds nothing that has no JSON form.
-    call.arg(entry.and_then(|entry| serde_json::to_string(&entry).ok()).unwrap_or_default());
+    call.arg(attempt_of(finish).unwrap_or_default());
     call.arg(before.map_or("", |before| &before.attempts_at));
     let before = before.map(|before| &before.task);
     let Some(Again { after, left }) = *retry else {
@@ -187,7 +211,7 @@ fn one_finish(call: &mut redis::Cmd, finish: &Finish, before: Option<&Before>) {
         return;
     };
     // As QTasks retries: a child with an id of its own waits, and this record says which.
-    let child_uuid = Uuid::new_v4();
+    let child_uuid = child_of(*lease);
     let mut parent = record.clone();
     parent.retry = Some(left.into());
     parent.retry_child_uuid = Some(child_uuid);
@@ -210,7 +234,8 @@ fn one_finish(call: &mut redis::Cmd, finish: &Finish, before: Option<&Before>) {
 pub(super) async fn set_aside(link: &Link, keys: &Keys, unreadable: &[Unreadable]) -> Result<(), BrokerError> {
     let mut call = script::FINISH.call(&keys.project);
     let now = unix_now();
-    call.arg(unreadable.len());
+    // Nothing has run, so no attempt needs the name of a batch.
+    call.arg(unreadable.len()).arg("");
     for Unreadable { lease, .. } in unreadable {
         call.arg(lease.uuid.to_string()).arg(lease.delivery).arg(repr(now)).arg(TaskStatus::Error.name());
     }
@@ -224,6 +249,13 @@ pub(super) async fn set_aside(link: &Link, keys: &Keys, unreadable: &[Unreadable
         call.arg("");
     }
     link.call::<Vec<String>>(&script::FINISH, &call).await.map(drop)
+}
+
+/// Notes that the attempt of this lease begins.
+pub(super) async fn begin(link: &Link, keys: &Keys, lease: Lease) -> Result<(), BrokerError> {
+    let mut call = script::BEGIN.call(&keys.project);
+    call.arg(lease.uuid.to_string()).arg(lease.delivery);
+    link.call::<Value>(&script::BEGIN, &call).await.map(drop)
 }
 
 /// Puts leased tasks back to the front of the queue, in this order, as these records have them now.
@@ -331,4 +363,18 @@ pub(super) async fn detach(link: &Link, keys: &Keys, worker: Uuid) -> Result<u64
     let mut call = script::DETACH.call(&keys.project);
     call.arg(worker.to_string()).arg(repr(unix_now()));
     link.call(&script::DETACH, &call).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_retry_has_one_id_for_each_delivery_that_qtasks_reads() {
+        let lease = Lease { uuid: Uuid::new_v4(), delivery: 7 };
+        assert_eq!(child_of(lease), child_of(lease));
+        assert_ne!(child_of(lease), child_of(Lease { delivery: 8, ..lease }));
+        assert_ne!(child_of(lease), child_of(Lease { uuid: Uuid::new_v4(), ..lease }));
+        assert_eq!(child_of(lease).get_version_num(), 4);
+    }
 }

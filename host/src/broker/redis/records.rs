@@ -1,6 +1,6 @@
 //! The records: what people and clients read and change.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -73,20 +73,11 @@ pub(super) async fn get(link: &Link, keys: &Keys, uuid: Uuid) -> Result<Option<R
 
 /// The attempts of a record that failed.
 async fn history(link: &Link, keys: &Keys, hash: &Hash) -> Result<Vec<Attempt>, BrokerError> {
-    let places = hash.attempts_at();
-    let ask = |(id, _): &(&str, usize)| redis::cmd("XRANGE").arg(&keys.attempts).arg(id).arg(id).to_owned();
-    let found: Vec<Vec<StreamEntry>> = together(link, places.iter().map(ask)).await?;
-    let attempt = |(entries, (_, place)): (Vec<StreamEntry>, (&str, usize))| {
-        // What was pruned is gone.
-        let (_, mut attempts) = entries.into_iter().next()?;
-        let (_, json) = (place < attempts.len()).then(|| attempts.swap_remove(place))?;
-        serde_json::from_slice(&json).ok()
-    };
-    Ok(found.into_iter().zip(places).filter_map(attempt).collect())
+    let ask = |(batch, place): (&str, usize)| redis::cmd("LINDEX").arg(keys.batch(batch)).arg(place).to_owned();
+    let found: Vec<Option<Vec<u8>>> = together(link, hash.attempts_at().into_iter().map(ask)).await?;
+    // What was pruned is gone.
+    Ok(found.into_iter().flatten().filter_map(|json| serde_json::from_slice(&json).ok()).collect())
 }
-
-/// An entry of the stream of attempts: its id, and attempts as JSON.
-type StreamEntry = (String, Vec<(String, Vec<u8>)>);
 
 /// Records, the latest first.
 pub(super) async fn list(link: &Link, keys: &Keys, filter: &Filter) -> Result<Vec<Record>, BrokerError> {
@@ -179,7 +170,7 @@ pub(super) async fn requeue(link: &Link, keys: &Keys, uuid: Uuid) -> Result<Requ
     })
 }
 
-/// An attempt as the stream of attempts keeps it.
+/// An attempt as its batch keeps it.
 #[derive(Deserialize)]
 struct Entry {
     uuid: Uuid,
@@ -198,24 +189,29 @@ pub(super) async fn decisions(
     uuid: Option<Uuid>,
     limit: usize,
 ) -> Result<Vec<DecisionRecord>, BrokerError> {
-    let mut found = Vec::new();
-    let mut before = "+".to_owned();
-    loop {
-        let entries: Vec<StreamEntry> =
-            link.run(redis::cmd("XREVRANGE").arg(&keys.attempts).arg(&before).arg("-").arg("COUNT").arg(STEP / 10)).await?;
-        let Some((last, _)) = entries.last() else { return Ok(found) };
-        before = format!("({last}");
-        for (_, attempts) in entries {
-            for (_, json) in attempts.into_iter().rev() {
-                let Some(entry) = read_entry(&json).filter(|entry| uuid.is_none_or(|uuid| uuid == entry.uuid)) else { continue };
-                found.extend(decisions_of(entry));
-                if found.len() >= limit {
-                    found.truncate(limit);
-                    return Ok(found);
-                }
+    /// Batches that are read at once; each may hold as many attempts as a worker finishes at once.
+    const PAGE: usize = 16;
+    let (mut found, mut seen) = (Vec::new(), HashSet::new());
+    for first in (0..).step_by(PAGE) {
+        let mut batches: Vec<String> =
+            link.run(redis::cmd("ZREVRANGE").arg(&keys.attempts).arg(first).arg(first + PAGE - 1)).await?;
+        if batches.is_empty() {
+            break;
+        }
+        // What others add meanwhile moves the rest on, so that some of it is met again.
+        batches.retain(|batch| seen.insert(batch.clone()));
+        let ask = |batch: &String| redis::cmd("LRANGE").arg(keys.batch(batch)).arg(0).arg(-1).to_owned();
+        let attempts: Vec<Vec<Vec<u8>>> = together(link, batches.iter().map(ask)).await?;
+        for json in attempts.into_iter().flat_map(|batch| batch.into_iter().rev()) {
+            let Some(entry) = read_entry(&json).filter(|entry| uuid.is_none_or(|uuid| uuid == entry.uuid)) else { continue };
+            found.extend(decisions_of(entry));
+            if found.len() >= limit {
+                found.truncate(limit);
+                return Ok(found);
             }
         }
     }
+    Ok(found)
 }
 
 fn read_entry(json: &[u8]) -> Option<Entry> {
@@ -268,7 +264,7 @@ pub(super) async fn prune(
     let mut removed = 0;
     loop {
         let mut call = script::PRUNE.call(&keys.project);
-        call.arg(repr(oldest)).arg(STEP);
+        call.arg(repr(oldest)).arg(STEP).arg(repr(now));
         let (step, looked): (u64, usize) = link.call(&script::PRUNE, &call).await?;
         removed += step;
         if looked < STEP {
@@ -277,20 +273,35 @@ pub(super) async fn prune(
     }
     let (next, step) = scan(link, cursor.load(Relaxed), &keys.records(), true).await?;
     cursor.store(next, Relaxed);
-    let ask = |key: &Vec<u8>| redis::cmd("HMGET").arg(key).arg("status").arg("updated_at").to_owned();
-    let found: Vec<TwoFields> = together(link, step.iter().map(ask)).await?;
-    let is_old = |(status, updated_at): &TwoFields| {
-        let text = |bytes: &Option<Vec<u8>>| bytes.as_deref().map(|bytes| String::from_utf8_lossy(bytes).into_owned());
-        text(status).and_then(|status| TaskStatus::from_name(&status)).is_some_and(TaskStatus::has_ended)
-            && text(updated_at).and_then(|at| at.parse::<f64>().ok()).is_some_and(|at| at < oldest)
-    };
-    let old: Vec<&Vec<u8>> = step.iter().zip(&found).filter_map(|(key, found)| is_old(found).then_some(key)).collect();
-    if !old.is_empty() {
-        removed += link.run::<u64>(redis::cmd("DEL").arg(old)).await?;
-    }
-    let oldest = ((now - decisions.as_secs_f64()).max(0.0) * 1000.0).floor();
-    link.run::<Value>(redis::cmd("XTRIM").arg(&keys.attempts).arg("MINID").arg(format!("{oldest:.0}"))).await?;
+    removed += remove_ended(link, keys, Some(oldest), step).await?;
+    prune_attempts(link, keys, now - decisions.as_secs_f64()).await?;
     Ok(removed)
+}
+
+/// Removes those of these records that have ended, before this time or at any; gives how many.
+async fn remove_ended(link: &Link, keys: &Keys, before: Option<f64>, records: Vec<Vec<u8>>) -> Result<u64, BrokerError> {
+    if records.is_empty() {
+        return Ok(0);
+    }
+    let mut call = script::REMOVE_ENDED.call(&keys.project);
+    call.arg(before.map(repr).unwrap_or_default()).arg(records);
+    link.call(&script::REMOVE_ENDED, &call).await
+}
+
+/// Removes batches of attempts that are older, their names last: what is half done is done the next time.
+async fn prune_attempts(link: &Link, keys: &Keys, oldest: f64) -> Result<(), BrokerError> {
+    loop {
+        let mut old = redis::cmd("ZRANGEBYSCORE");
+        old.arg(&keys.attempts).arg("-inf").arg(format!("({}", repr(oldest))).arg("LIMIT").arg(0).arg(STEP);
+        let names: Vec<String> = link.run(&old).await?;
+        if names.is_empty() {
+            return Ok(());
+        }
+        let batches: Vec<String> = names.iter().map(|name| keys.batch(name)).collect();
+        let remove = redis::cmd("UNLINK").arg(batches).to_owned();
+        let forget = redis::cmd("ZREM").arg(&keys.attempts).arg(names).to_owned();
+        together::<Value>(link, [remove, forget].into_iter()).await?;
+    }
 }
 
 /// Removes every ended record.
@@ -299,17 +310,7 @@ pub(super) async fn delete_finished(link: &Link, keys: &Keys) -> Result<u64, Bro
     let (mut cursor, pattern, mut removed) = (0, keys.records(), 0);
     loop {
         let (next, step) = scan(link, cursor, &pattern, true).await?;
-        let ask = |key: &Vec<u8>| redis::cmd("HGET").arg(key).arg("status").to_owned();
-        let found: Vec<Option<Vec<u8>>> = together(link, step.iter().map(ask)).await?;
-        let ended = |status: &Option<Vec<u8>>| {
-            let status = status.as_deref().map(String::from_utf8_lossy);
-            status.and_then(|status| TaskStatus::from_name(&status)).is_some_and(TaskStatus::has_ended)
-        };
-        let mut remove = redis::cmd("DEL");
-        let ended: Vec<&Vec<u8>> = step.iter().zip(&found).filter_map(|(key, status)| ended(status).then_some(key)).collect();
-        if !ended.is_empty() {
-            removed += link.run::<u64>(remove.arg(ended)).await?;
-        }
+        removed += remove_ended(link, keys, None, step).await?;
         cursor = next;
         if cursor == 0 {
             link.run::<Value>(redis::cmd("DEL").arg(&keys.ended)).await?;

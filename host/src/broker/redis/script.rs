@@ -42,6 +42,9 @@ scripts! {
     ADD "add.lua"
     TAKE "take.lua"
     FINISH "finish.lua"
+    NOTE_MISSING "note_missing.lua"
+    DROP_MISSING "drop_missing.lua"
+    BEGIN "begin.lua"
     GIVE_BACK "give_back.lua"
     TAKE_OVER "take_over.lua"
     ADOPT "adopt.lua"
@@ -50,4 +53,5 @@ scripts! {
     REQUEUE "requeue.lua"
     UPDATE "update.lua"
     PRUNE "prune.lua"
+    REMOVE_ENDED "remove_ended.lua"
 }

@@ -10,7 +10,7 @@ use crate::broker::error::{BrokerError, BrokerErrorKind};
 use crate::broker::url::Synchronous;
 
 /// The layout that this program writes.
-const LAYOUT: i64 = 1;
+const LAYOUT: i64 = 2;
 /// "qtas", so that `file` and this program know the file.
 const APPLICATION_ID: i64 = 0x7174_6173;
 /// How long another process may keep the file locked.

@@ -90,6 +90,8 @@ where
 pub(super) fn finish(connection: &Connection, batch: &[Finish]) -> rusqlite::Result<Vec<Lease>> {
     let mut replace = connection.prepare_cached(row::REPLACE)?;
     let mut insert_attempt = connection.prepare_cached(row::INSERT_ATTEMPT)?;
+    let mut forget_delay =
+        connection.prepare_cached("UPDATE task SET due = NULL WHERE uuid = ?1 AND cancel_asked IS NOT NULL")?;
     let mut lost = Vec::new();
     for finish in batch {
         let Finish { lease, record, retry, attempt } = finish;
@@ -103,6 +105,10 @@ pub(super) fn finish(connection: &Connection, batch: &[Finish]) -> rusqlite::Res
         if !changed {
             lost.push(*lease);
             continue;
+        }
+        if retry.is_some() {
+            // What is to be cancelled need not wait for its next attempt.
+            forget_delay.execute([lease.uuid])?;
         }
         if let Some(attempt) = attempt {
             row::insert_attempt(&mut insert_attempt, lease.uuid, &record.task.name, attempt)?;
@@ -118,6 +124,14 @@ pub(super) fn give_back(connection: &Connection, taken: &[Taken]) -> rusqlite::R
         let waiting = Record { status: TaskStatus::New, ..record.clone() };
         row::replace(&mut replace, *lease, &waiting)?;
     }
+    Ok(())
+}
+
+/// Notes that the task of this lease begins.
+pub(super) fn begin(connection: &Connection, lease: Lease) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("UPDATE task SET begun = delivery WHERE uuid = ?1 AND delivery = ?2 AND status = 1")?
+        .execute((lease.uuid, lease.delivery))?;
     Ok(())
 }
 
@@ -171,14 +185,14 @@ pub(super) fn take_over(
             .prepare_cached(
                 "UPDATE task SET status = 3, worker = NULL, losses = losses + 1, delivery = delivery + 1, updated_at = ?3,
                  error = ?4, traceback = ?5, dead_letter = ?5
-                 WHERE status = 1 AND worker = ?1 AND losses + 1 >= ?2",
+                 WHERE status = 1 AND worker = ?1 AND begun = delivery AND losses + 1 >= ?2",
             )?
             .execute(params![other, max_losses, unix_now(), error, reason])?;
         if set_aside > 0 {
             tracing::error!("{set_aside} tasks were set aside: {reason}");
         }
         let sql = format!(
-            "UPDATE task SET worker = ?2, losses = losses + 1, delivery = delivery + 1, updated_at = ?3
+            "UPDATE task SET worker = ?2, losses = max(1, losses + (begun IS delivery)), delivery = delivery + 1, updated_at = ?3
              WHERE status = 1 AND worker = ?1 RETURNING {COLUMNS}"
         );
         let mut statement = connection.prepare_cached(&sql)?;

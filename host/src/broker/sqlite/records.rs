@@ -116,6 +116,8 @@ pub(super) fn cancel(connection: &Connection, uuid: Uuid, reason: &str) -> rusql
             connection
                 .prepare_cached("INSERT OR REPLACE INTO cancellation (uuid, worker, reason) VALUES (?1, ?2, ?3)")?
                 .execute(params![uuid, worker, reason])?;
+            // Should its worker not come to it.
+            connection.prepare_cached("UPDATE task SET cancel_asked = ?2 WHERE uuid = ?1")?.execute(params![uuid, reason])?;
             Ok(Cancelled::Asked)
         }
         _ => Ok(Cancelled::Ended),
@@ -134,7 +136,7 @@ pub(super) fn requeue(connection: &Connection, uuid: Uuid) -> rusqlite::Result<R
         Some(_) => {
             connection
                 .prepare_cached(
-                    "UPDATE task SET status = 0, due = NULL, attempt = 1, losses = 0, updated_at = ?2, result = NULL,
+                    "UPDATE task SET status = 0, due = NULL, attempt = 1, losses = 0, begun = NULL, cancel_asked = NULL, updated_at = ?2, result = NULL,
                      error = NULL, traceback = NULL, cancel_reason = NULL, dead_letter = NULL, original_error = NULL,
                      resolved_by = NULL WHERE uuid = ?1",
                 )?

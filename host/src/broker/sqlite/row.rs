@@ -15,7 +15,8 @@ use crate::task::Task;
 
 /// The columns of a record, in the order in which [`read`] expects them.
 pub(super) const COLUMNS: &str = "seq, uuid, delivery, name, priority, args, kwargs, created_at, updated_at, status, attempt, \
-     attempts, max_time, due, losses, result, error, traceback, cancel_reason, dead_letter, original_error, resolved_by, extras";
+     attempts, max_time, due, losses, result, error, traceback, cancel_reason, dead_letter, original_error, resolved_by, extras, \
+     cancel_asked";
 
 /// A row that holds a record.
 #[derive(Debug)]
@@ -65,6 +66,7 @@ fn read_record(row: &Row<'_>) -> Result<(i64, Record), String> {
     record.original_error = parsed(row, 20, "original_error")?;
     record.resolved_by = parsed(row, 21, "resolved_by")?;
     record.extras = parsed(row, 22, "extras")?.unwrap_or_default();
+    record.cancel_asked = row.get(23).map_err(wrong)?;
     Ok((row.get(2).map_err(wrong)?, record))
 }
 

@@ -1,4 +1,4 @@
--- Layout 1 of a task database. `PRAGMA user_version` is its number, `application_id` says whose it is.
+-- Layout 2 of a task database. `PRAGMA user_version` is its number, `application_id` says whose it is.
 
 -- One row a task, waiting, running or ended. `seq` is the order of arrival.
 CREATE TABLE task (
@@ -17,10 +17,12 @@ CREATE TABLE task (
     due            REAL,                        -- not before; NULL once it may run
     delivery       INTEGER NOT NULL DEFAULT 0,  -- counts leases; only the last one can finish the task
     losses         INTEGER NOT NULL DEFAULT 0,  -- workers that were lost with it
+    begun          INTEGER,                     -- the delivery that a worker said it begins; of tasks that were lost before
     worker         BLOB,                        -- who has it, while it is in process
     result         TEXT,
     error          TEXT,
     traceback      TEXT,
+    cancel_asked   TEXT,                        -- why somebody wanted it cancelled while a worker had it
     cancel_reason  TEXT,
     dead_letter    TEXT,
     original_error TEXT,

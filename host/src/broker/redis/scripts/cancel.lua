@@ -9,6 +9,8 @@ local value = redis.call('HGET', leases, uuid)
 if value then
     local _, worker = lease_of(value)
     redis.call('HSET', own .. 'cancel:' .. worker, uuid, reason)
+    -- Should its worker not come to it.
+    redis.call('HSET', record(uuid), 'cancel_asked', reason)
     return 'asked'
 end
 if status ~= 'new' and status ~= 'process' then return 'ended' end

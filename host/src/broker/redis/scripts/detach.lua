@@ -8,5 +8,6 @@ for number = #held, 1, -1 do
     wait_again(one.uuid, one.item, one.item, now)
 end
 redis.call('HDEL', workers, worker)
+break_claim(worker)
 redis.call('DEL', own .. 'cancel:' .. worker)
 return #held

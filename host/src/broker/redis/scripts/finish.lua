@@ -1,18 +1,18 @@
--- Records what became of attempts, each whole or not at all. ARGV: how many, then uuid, delivery, time and status of each, then for each:
--- attempt ('' or JSON), where the attempts before it stand ('' or places), the number of fields and values, these; child ('' or a
--- uuid), and with a child its item, its due time ('' or seconds), the number of fields and values, these. Gives the uuids whose lease
--- was lost.
+-- Records what became of attempts, each whole or not at all. ARGV: how many, the name of this batch of attempts, then uuid, delivery, time
+-- and status of each, then for each: attempt ('' or JSON), where the attempts before it stand ('' or places), the number of fields and
+-- values, these; child ('' or a uuid), and with a child its item, its due time ('' or seconds), the number of fields and values, these.
+-- Gives the uuids whose lease was lost.
 local wrong = wrong_type()
 if wrong then return wrong end
-local count = tonumber(ARGV[1])
+local count, batch = tonumber(ARGV[1]), ARGV[2]
 local uuids = {}
-for number = 1, count do uuids[number] = ARGV[4 * number - 2] end
+for number = 1, count do uuids[number] = ARGV[4 * number - 1] end
 local values = redis.call('HMGET', leases, unpack(uuids))
 
 local lost, held, failed = {}, {}, {}
-local at = 2 + 4 * count
+local at = 3 + 4 * count
 for number, uuid in ipairs(uuids) do
-    local one = {uuid = uuid, time = ARGV[4 * number], attempt = ARGV[at], before = ARGV[at + 1], first = at + 3}
+    local one = {uuid = uuid, time = ARGV[4 * number + 1], attempt = ARGV[at], before = ARGV[at + 1], first = at + 3}
     one.fields = tonumber(ARGV[at + 2])
     one.child = ARGV[one.first + one.fields]
     at = one.first + one.fields + 1
@@ -21,28 +21,26 @@ for number, uuid in ipairs(uuids) do
         at = at + 3 + tonumber(ARGV[at + 2])
     end
     local delivery, _, item = lease_of(values[number] or '')
-    if delivery == ARGV[4 * number - 1] then
+    if delivery == ARGV[4 * number] then
         one.item = item
         held[#held + 1] = one
         if one.attempt ~= '' then failed[#failed + 1] = one end
     else
         -- Not lost where just this was recorded: then the answer to an earlier call did not arrive.
         local recorded = redis.pcall('HMGET', record(uuid), 'updated_at', 'status')
-        if recorded[1] ~= one.time or recorded[2] ~= ARGV[4 * number + 1] then lost[#lost + 1] = uuid end
+        if recorded[1] ~= one.time or recorded[2] ~= ARGV[4 * number + 2] then lost[#lost + 1] = uuid end
     end
 end
 
--- The attempts stand in a stream, eight in an entry; each record says where its own are.
-for from = 1, #failed, 8 do
-    local entry = {}
-    for place = from, math.min(from + 7, #failed) do
-        entry[#entry + 1] = 'attempt'
-        entry[#entry + 1] = failed[place].attempt
+-- The attempts of a batch stand in a list; each record says where its own are.
+if #failed > 0 then
+    local texts = {}
+    for place, one in ipairs(failed) do
+        texts[place] = one.attempt
+        one.where = one.before .. batch .. ':' .. (place - 1)
     end
-    local id = redis.call('XADD', attempts, '*', unpack(entry))
-    for place = from, math.min(from + 7, #failed) do
-        failed[place].where = failed[place].before .. id .. ':' .. (place - from)
-    end
+    redis.call('RPUSH', own .. 'attempts:' .. batch, unpack(texts))
+    redis.call('ZADD', attempts, failed[#failed].time, batch)
 end
 
 -- Whether these fields are all that a record needs.
@@ -64,6 +62,13 @@ for number, one in ipairs(held) do
     if kept and one.child_at then
         local child_item, due, fields = ARGV[one.child_at], ARGV[one.child_at + 1], tonumber(ARGV[one.child_at + 2])
         set_fields(record(one.child), one.child_at + 3, one.child_at + 2 + fields, one.where)
+        local cancel_asked = redis.call('HGET', record(one.uuid), 'cancel_asked')
+        if cancel_asked then
+            -- It need not wait for its time to be cancelled.
+            due = ''
+            redis.call('HSET', record(one.child), 'cancel_asked', cancel_asked)
+            redis.call('HDEL', record(one.child), 'due')
+        end
         if due == '' then
             redis.call('RPUSH', queue, child_item)
         else

@@ -9,13 +9,14 @@ local own = 'qtasks-host:' .. project .. ':'
 -- leases: a hash, uuid -> "DELIVERY WORKER ITEM"
 -- workers: a hash, worker -> beat
 -- ended: a list, "TIME UUID" of each record that ended, in that order
--- attempts: a stream, the attempts that failed, several in an entry
+-- attempts: a sorted set, the names of batches of attempts that failed, by time; attempts:BATCH: a list of these
+-- claim:WORKER: a number, for as long as nobody takes anything from this worker; whoever does removes it
 local delayed, leases, workers = own .. 'delayed', own .. 'leases', own .. 'workers'
 local ended, attempts, changed = own .. 'ended', own .. 'attempts', own .. 'changed'
 
 -- Called before the first write: an error in between would leave a script half done, and a task nowhere. Gives an error, or nil.
 local function wrong_type()
-    local expected = {[queue] = 'list', [process] = 'zset', [delayed] = 'zset', [leases] = 'hash', [workers] = 'hash', [ended] = 'list', [attempts] = 'stream'}
+    local expected = {[queue] = 'list', [process] = 'zset', [delayed] = 'zset', [leases] = 'hash', [workers] = 'hash', [ended] = 'list', [attempts] = 'zset'}
     for key, wanted in pairs(expected) do
         local found = redis.call('TYPE', key).ok
         if found ~= 'none' and found ~= wanted then
@@ -39,6 +40,11 @@ local function call_over(command, key, list)
     for from = 1, #list, 4000 do
         redis.call(command, key, unpack(list, from, math.min(from + 3999, #list)))
     end
+end
+
+-- Lets no transaction of this worker through any more that it sent before.
+local function break_claim(worker)
+    redis.call('DEL', own .. 'claim:' .. worker)
 end
 
 -- Notes that records have ended: "TIME UUID" of each.

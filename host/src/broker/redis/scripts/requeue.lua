@@ -10,7 +10,7 @@ local last = last_of(uuid)
 local ended_at = redis.call('HMGET', record(last), 'status', 'attempts_at')
 if ended_at[1] == 'new' or ended_at[1] == 'process' then return 'underway' end
 if last ~= uuid and ended_at[2] then redis.call('HSET', record(uuid), 'attempts_at', ended_at[2]) end
-redis.call('HDEL', record(uuid), 'returning', 'traceback', 'cancel_reason', 'dead_letter', 'due', 'losses', 'retry',
+redis.call('HDEL', record(uuid), 'returning', 'traceback', 'cancel_reason', 'dead_letter', 'due', 'losses', 'begun', 'cancel_asked', 'retry',
     'retry_child_uuid', 'resolved_by')
 redis.call('HDEL', record(uuid), 'error_type', 'error_message', 'error_args', 'error_kwargs', 'error_causes', 'error_location',
     'original_error_type', 'original_error_message')

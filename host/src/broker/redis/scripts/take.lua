@@ -1,6 +1,7 @@
 -- Leases tasks. ARGV: worker, now, most, how many at the head of the queue are looked at.
--- Gives {{item, uuid, delivery}, …}, when the next delayed task is due, and how many items were taken off the queue. The records are
--- read by the caller, who has them alone now: thousands of texts that only pass through here would cost more than all the rest.
+-- Gives the items, whose deliveries follow each other, the first delivery, when the next delayed task is due, and how many items were
+-- taken off the queue. The records are read by the caller, who has them alone now: thousands of texts that only pass through here would
+-- cost more than all the rest.
 local wrong = wrong_type()
 if wrong then return wrong end
 local worker, now, most, window = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -47,10 +48,7 @@ elseif #waiting > 0 then
 end
 
 local next_due = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2] or ''
-if #items == 0 then return {{}, next_due, 0} end
-
-local UUID = '^' .. string.rep('%x', 8) .. '%-' .. string.rep('%x', 4) .. '%-' .. string.rep('%x', 4) .. '%-'
-    .. string.rep('%x', 4) .. '%-' .. string.rep('%x', 12) .. '$'
+if #items == 0 then return {{}, 0, next_due, 0} end
 
 -- What no worker of any kind can run becomes a record of its own, with the reason, where people and clients find it.
 local function set_aside(item, reason)
@@ -65,42 +63,42 @@ local function set_aside(item, reason)
     have_ended({now .. ' ' .. uuid})
 end
 
-local uuids, to_lease = {}, {}
+local uuids, items_of, priorities_of = {}, {}, {}
 for _, item in ipairs(items) do
     local uuid, priority = string.match(item, ':([^:]*):([^:]*)$')
-    uuid = uuid and string.lower(uuid)
-    if not uuid or not string.match(uuid, UUID) then
+    if not uuid or #uuid ~= 36 or not string.find(uuid, '^%x+%-%x%x%x%x%-%x%x%x%x%-%x%x%x%x%-%x+$') or string.sub(uuid, 9, 9) ~= '-' then
         set_aside(item, 'its item in the queue is not task_name:uuid:priority')
     else
-        uuids[#uuids + 1] = uuid
-        to_lease[#to_lease + 1] = {item = item, uuid = uuid, priority = tonumber(string.match(priority, '^-?%d+$') or '') or 0}
+        local number = #uuids + 1
+        uuids[number] = string.find(uuid, '%u') and string.lower(uuid) or uuid
+        items_of[number] = item
+        priorities_of[number] = priority == '0' and 0 or tonumber(string.match(priority, '^-?%d+$') or '') or 0
     end
 end
-if #uuids == 0 then return {{}, next_due, #items} end
+if #uuids == 0 then return {{}, 0, next_due, #items} end
 
-local taken, held, running = {}, {}, {}
+local taken, held, running, seen = {}, {}, {}, {}
 local leased = redis.call('HMGET', leases, unpack(uuids))
-local delivery = redis.call('INCRBY', own .. 'deliveries', #uuids) - #uuids
-for place, one in ipairs(to_lease) do
-    local item, uuid = one.item, one.uuid
+local first = redis.call('INCRBY', own .. 'deliveries', #uuids) - #uuids + 1
+for place, uuid in ipairs(uuids) do
     -- What is leased was queued twice; it runs already.
-    if not leased[place] and not leased[uuid] then
-        local added = redis.pcall('HSET', record(uuid), 'status', 'process', 'updated_at', now)
+    if not leased[place] and not seen[uuid] then
+        local item, key = items_of[place], record(uuid)
+        local added = redis.pcall('HSET', key, 'status', 'process', 'updated_at', now)
         if type(added) == 'table' then
             set_aside(item, 'its record is not a hash: ' .. added.err)
         else
             -- Where there was no record, there is none now.
-            if added == 2 and redis.call('HLEN', record(uuid)) == 2 then redis.call('DEL', record(uuid)) end
-            leased[uuid] = true
-            delivery = delivery + 1
+            if added == 2 and redis.call('HLEN', key) == 2 then redis.call('DEL', key) end
+            seen[uuid] = true
             held[#held + 1] = uuid
-            held[#held + 1] = lease(delivery, worker, item)
-            running[#running + 1] = one.priority
+            held[#held + 1] = lease(first + #taken, worker, item)
+            running[#running + 1] = priorities_of[place]
             running[#running + 1] = item
-            taken[#taken + 1] = {item, uuid, delivery}
+            taken[#taken + 1] = item
         end
     end
 end
 call_over('HSET', leases, held)
 call_over('ZADD', process, running)
-return {taken, next_due, #items}
+return {taken, first, next_due, #items}

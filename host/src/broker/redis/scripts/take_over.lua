@@ -8,6 +8,7 @@ local dead = {}
 for at = 4, #ARGV, 2 do
     if (redis.call('HGET', workers, ARGV[at]) or '') == ARGV[at + 1] then
         redis.call('HDEL', workers, ARGV[at])
+        break_claim(ARGV[at])
         redis.call('DEL', own .. 'cancel:' .. ARGV[at])
         dead[ARGV[at]] = true
     end
@@ -15,17 +16,19 @@ end
 local taken, set_aside = {}, 0
 for _, held in ipairs(leases_of(dead)) do
     local uuid, item = held.uuid, held.item
-    local losses
+    local losses, had_begun
     if is_there(uuid) then
-        losses = tonumber(redis.call('HGET', record(uuid), 'losses') or '') or 0
-        losses = losses + 1
+        local found = redis.call('HMGET', record(uuid), 'losses', 'begun')
+        losses, had_begun = tonumber(found[1] or '') or 0, tonumber(found[2] or '') == held.delivery
+        -- The first loss counts for all that the worker held. What was lost before is run apart, and says when it begins.
+        losses = had_begun and losses + 1 or math.max(losses, 1)
         redis.call('HSET', record(uuid), 'losses', losses)
     end
     if not losses then
         -- Somebody has removed it meanwhile.
         redis.call('HDEL', leases, uuid)
         redis.call('ZREM', process, item)
-    elseif losses >= max_losses then
+    elseif had_begun and losses >= max_losses then
         local reason = losses .. ' workers were lost while they had this task'
         redis.call('HSET', record(uuid), 'status', 'error', 'updated_at', now, 'traceback', 'WorkerLost: ' .. reason,
             'error_type', 'WorkerLost', 'error_message', reason, 'dead_letter', reason)
