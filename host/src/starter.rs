@@ -7,16 +7,18 @@ use qtasks_plugin_api::Trigger;
 use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use crate::broker::{BrokerError, Component, Store};
 use crate::queue_tasks::QueueTasks;
-use crate::task::{TaskExecutor, TaskReport};
+use crate::replacer::Replacer;
+use crate::task::TaskReport;
 use crate::worker::{Stop, Worked, Worker, WorkerSettings};
 
 /// A worker with everything around it, ready to [run](Starter::run).
 #[derive(Debug)]
 pub struct Starter {
-    executor: Arc<TaskExecutor>,
+    replacer: Arc<Replacer>,
     store: Arc<Store>,
     worker: Worker,
     drain_deadline: Duration,
@@ -48,14 +50,14 @@ struct Kwargs {
 }
 
 impl Starter {
-    /// Runs `executor`'s tasks from `store`.
-    #[must_use]
-    pub fn new(executor: Arc<TaskExecutor>, store: Arc<Store>, settings: WorkerSettings) -> Self {
-        let worker = Worker::new(Arc::clone(&executor), Arc::clone(&store), settings);
-        Self { executor, store, worker, drain_deadline: settings.drain_deadline, signals: true, reports: None }
+    /// Runs the application's tasks from `store`.
+    pub(crate) fn new(replacer: Arc<Replacer>, store: Arc<Store>, settings: WorkerSettings) -> Self {
+        let worker = Worker::new(Arc::clone(replacer.executor()), Arc::clone(&store), settings);
+        Self { replacer, store, worker, drain_deadline: settings.drain_deadline, signals: true, reports: None }
     }
 
-    /// Leaves SIGTERM and Ctrl-C to the application: the run ends when its [`Stop`] is asked.
+    /// Leaves SIGTERM, Ctrl-C and SIGHUP to the application: the run ends when its [`Stop`] is asked, and plugins are replaced by its
+    /// [`Replacer`](crate::app::Running::replacer).
     #[must_use]
     pub fn without_signals(self) -> Self {
         Self { signals: false, ..self }
@@ -82,6 +84,8 @@ impl Starter {
     /// Runs a worker until SIGTERM or Ctrl-C comes, until it is asked to [`Stop`], or until the broker has no more tasks to give; then
     /// stops the plugins.
     ///
+    /// At SIGHUP, and with `watch = true` after each change in the plugin directory, plugins are replaced by what lies there.
+    ///
     /// After the first signal what runs has the drain deadline of the settings to end. A second signal stops at once: async tasks and
     /// commands are dropped, a blocking task's thread goes on until its process ends.
     ///
@@ -89,9 +93,13 @@ impl Starter {
     ///
     /// [`BrokerError`] when the broker cannot be reached at the start. The plugins are stopped then, too.
     pub async fn run(self) -> Result<Ran, BrokerError> {
-        let Self { executor, store, worker, drain_deadline, signals, reports } = self;
+        let Self { replacer, store, worker, drain_deadline, signals, reports } = self;
         // From here on a signal is not lost, and does not end the process.
+        let hangups = if signals { catch(SignalKind::hangup()) } else { None };
         let signals = if signals { Signals::catch() } else { None };
+        // In a set, so that it ends with this future. A replacement that has begun is finished all the same, and waited for below.
+        let mut following = JoinSet::new();
+        following.spawn(Arc::clone(&replacer).follow(hangups));
         store.dispatcher().fire(Trigger::StarterStart, &Kwargs { starter: info(&store) }).await;
         let stop = worker.stop();
         let worked = tokio::select! {
@@ -102,7 +110,8 @@ impl Starter {
             }
         };
         store.dispatcher().fire(Trigger::StarterStop, &Kwargs { starter: info(&store) }).await;
-        executor.dispatcher().registry().stop().await;
+        following.shutdown().await;
+        replacer.stop().await;
         worked.map(Ran::Drained)
     }
 }
@@ -128,6 +137,11 @@ async fn give_back(store: &Store) {
     }
 }
 
+/// `None`: it cannot be caught here, and ends the process as the system has it.
+fn catch(kind: SignalKind) -> Option<Signal> {
+    signal(kind).inspect_err(|error| tracing::warn!("signals cannot be caught, they end this process: {error}")).ok()
+}
+
 /// SIGTERM and Ctrl-C.
 struct Signals {
     terminate: Signal,
@@ -137,9 +151,7 @@ struct Signals {
 impl Signals {
     /// `None`: they cannot be caught here, and end the process as the system has it.
     fn catch() -> Option<Self> {
-        let caught = signal(SignalKind::terminate())
-            .and_then(|terminate| Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())? }));
-        caught.inspect_err(|error| tracing::warn!("signals cannot be caught, they end this process: {error}")).ok()
+        Some(Self { terminate: catch(SignalKind::terminate())?, interrupt: catch(SignalKind::interrupt())? })
     }
 
     async fn next(&mut self) -> &'static str {

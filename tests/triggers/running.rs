@@ -9,7 +9,7 @@ rows! {
 }
 
 async fn starter_start(isolation: &str, trigger: Trigger) {
-    let Stage { app: Started { place, running }, store, .. } = Stage::new(isolation, trigger).await;
+    let Stage { app: Started { place, running, .. }, store, .. } = Stage::new(isolation, trigger).await;
     let starter: Starter = running.starter_over(store).without_signals();
     let queue = starter.queue_tasks();
     let working = async {

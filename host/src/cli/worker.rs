@@ -30,6 +30,11 @@ use super::settings_flags::SettingsFlags;
 /// either: its tasks are taken over when its `lease` is over, and run again; one that has taken
 /// `max_losses` workers down is set aside (`task dead-letter list`).
 ///
+/// On SIGHUP, and with --watch after each change in the plugin directory, the worker looks at it again:
+/// what lies there is what runs from then on. A new version of a plugin goes through the same checks
+/// as at the start, and comes up beside the old one, which is then drained and stopped; one that is
+/// refused leaves the old one serving. Settings stay as they were at the start.
+///
 /// Exits with 0 when all that ran has ended or was given back, with 130 after a second signal, with
 /// 70 when the broker cannot be used at the start. A broker that goes away later is waited for.
 #[derive(Debug, Args)]
@@ -37,10 +42,14 @@ use super::settings_flags::SettingsFlags;
 pub(crate) struct WorkerArguments {
     #[command(flatten)]
     settings: SettingsFlags,
+    /// Replace plugins when something in the plugin directory changes (setting `watch`).
+    #[arg(long)]
+    watch: bool,
 }
 
 pub(super) fn run(arguments: &WorkerArguments) -> anyhow::Result<ExitStatus> {
-    let settings = arguments.settings.settings()?;
+    let mut settings = arguments.settings.settings()?;
+    settings.watch |= arguments.watch;
     log::install(&settings.log, &ProgressBar::hidden())?;
     if let Err(error) = qtasks_host::plugin::fatal::name_culprits(&settings.state_dir) {
         tracing::warn!("a plugin that ends this process will not be named: {}: {error}", shown(&settings.state_dir));
@@ -49,7 +58,8 @@ pub(super) fn run(arguments: &WorkerArguments) -> anyhow::Result<ExitStatus> {
     let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
     let ran = runtime.block_on(async {
         let running = App::new(settings).start().await?;
-        let known: Vec<&str> = running.executor().tasks().iter().map(|task| task.name()).collect();
+        let tasks = running.executor().tasks();
+        let known: Vec<&str> = tasks.iter().map(|task| task.name()).collect();
         if broker.url == BrokerUrl::Memory {
             tracing::warn!(
                 "tasks wait in this worker's own memory, where nobody can add one: name a file or a server with --broker"
