@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use crate::broker::{Backend, BrokerError, BrokerSettings, Store};
 use crate::nearest::nearest;
 use crate::plugin::start_watch::{Late, Unfinished};
+use crate::plugin::watch::DirectoryWatch;
 use crate::plugin::{
     DiscoverError, LoadErrorKind, LoadPolicy, LoadReport, Loaded, Loader, Plugin, PluginSettings, Registry, RegistryError,
     Triggers,
@@ -17,6 +18,7 @@ use crate::plugin::{
 use crate::replacer::{ReplaceError, Replaced, Replacer, ReplacerSettings};
 use crate::settings::Settings;
 use crate::shown::shown;
+use crate::signals::Signals;
 use crate::starter::{Ran, Starter};
 use crate::stats::Stats;
 use crate::task::{Middleware, Task, TaskExecutor, TaskLimits, TaskRegistry, TaskRegistryError, TaskReport};
@@ -217,7 +219,9 @@ impl App {
     ///
     /// [`RunError`].
     pub async fn run(self) -> Result<Ran, RunError> {
-        Ok(self.start().await?.starter().await?.run().await?)
+        let mut signals = Signals::catch();
+        let Some(running) = signals.during(self.start()).await else { return Ok(Ran::AtOnce) };
+        Ok(running?.starter().await?.with_signals(signals).run().await?)
     }
 
     /// Loads the plugins, completes the tasks, and is ready to run. A plugin library that is refused stops nothing: see
@@ -234,8 +238,10 @@ impl App {
         }
         let policy = self.settings.load_policy();
         let (watch, state_dir) = (Arc::clone(&policy.watch), policy.state_dir.clone());
+        // Before it is looked at: what changes from here on is seen.
+        let changes = self.watch();
         // A plugin's create and start may wait.
-        let starting = tokio::task::spawn_blocking(move || self.start_here(policy));
+        let starting = tokio::task::spawn_blocking(move || self.start_here(policy, changes));
         match watch.wait(&state_dir, starting).await {
             Ok(started) => started,
             Err(Unfinished::Hangs(late)) => Err(StartError::Hangs(late)),
@@ -243,7 +249,13 @@ impl App {
         }
     }
 
-    fn start_here(self, policy: LoadPolicy) -> Result<Running, StartError> {
+    fn watch(&self) -> Option<DirectoryWatch> {
+        let Settings { watch: true, safe_mode: false, plugin_dir: Some(directory), .. } = &self.settings else { return None };
+        let watch = DirectoryWatch::new(directory);
+        watch.inspect_err(|error| tracing::error!("{} is not watched for changes: {error}", shown(directory))).ok()
+    }
+
+    fn start_here(self, policy: LoadPolicy, changes: Option<DirectoryWatch>) -> Result<Running, StartError> {
         let Self { settings, tasks, middlewares, linked_in } = self;
         let loader = Loader { settings: &settings.plugins, policy: &policy };
         let mut loaded = Loaded::default();
@@ -273,9 +285,8 @@ impl App {
             plugins: settings.plugins,
             tasks: settings.tasks,
             drain_deadline: settings.drain_deadline,
-            watch: settings.watch,
         };
-        let replacer = Arc::new(Replacer::new(replacing, Arc::clone(&executor), loaded.reports));
+        let replacer = Arc::new(Replacer::new(replacing, Arc::clone(&executor), loaded.reports, changes));
         Ok(Running { executor, broker, worker, replacer })
     }
 }

@@ -24,7 +24,7 @@
 //!
 //! # Rooms
 //!
-//! Imports run downwards only: [`app`] → [`starter`], [`stats`] → [`replacer`], [`queue_tasks`] → [`worker`] → [`broker`] → [`task`] → [`trigger`] → [`plugin`].
+//! Imports run downwards only: [`app`] → [`starter`], [`stats`] → [`replacer`], [`signals`], [`queue_tasks`] → [`worker`] → [`broker`] → [`task`] → [`trigger`] → [`plugin`].
 
 mod nearest;
 mod shown;
@@ -37,6 +37,7 @@ pub mod plugin;
 pub mod queue_tasks;
 pub mod replacer;
 pub mod settings;
+pub mod signals;
 pub mod starter;
 pub mod stats;
 pub mod task;

@@ -21,7 +21,8 @@ use crate::plugin::watch::DirectoryWatch;
 use crate::plugin::{
     DiscoverError, LoadPolicy, LoadReport, Loaded, Loader, Plugin, PluginIdentity, PluginSettings, Registry, RegistryError,
 };
-use crate::shown::{chain, shown};
+use crate::shown::chain;
+use crate::signals::caught;
 use crate::task::{TaskExecutor, TaskRegistry, TaskRegistryError, TaskSettings};
 
 /// What stays as the application was started with.
@@ -33,7 +34,6 @@ pub(crate) struct ReplacerSettings {
     pub(crate) plugins: BTreeMap<String, PluginSettings>,
     pub(crate) tasks: BTreeMap<String, TaskSettings>,
     pub(crate) drain_deadline: Duration,
-    pub(crate) watch: bool,
 }
 
 /// Replaces the plugins of a started application.
@@ -42,6 +42,8 @@ pub struct Replacer {
     settings: ReplacerSettings,
     executor: Arc<TaskExecutor>,
     reports: ArcSwap<Vec<LoadReport>>,
+    /// What tells of changes in the directory since before it was looked at first; taken by who follows them.
+    watch: Mutex<Option<DirectoryWatch>>,
     /// Held during a replacement: one at a time. `true` once the application stops, and there are no more.
     stopped: Mutex<bool>,
     /// How many plugins are on their way out.
@@ -122,11 +124,17 @@ struct Next {
 }
 
 impl Replacer {
-    pub(crate) fn new(settings: ReplacerSettings, executor: Arc<TaskExecutor>, reports: Vec<LoadReport>) -> Self {
+    pub(crate) fn new(
+        settings: ReplacerSettings,
+        executor: Arc<TaskExecutor>,
+        reports: Vec<LoadReport>,
+        watch: Option<DirectoryWatch>,
+    ) -> Self {
         Self {
             settings,
             executor,
             reports: ArcSwap::from_pointee(reports),
+            watch: Mutex::new(watch),
             stopped: Mutex::new(false),
             draining: Arc::default(),
             at_once: watch::Sender::new(false),
@@ -234,21 +242,8 @@ impl Replacer {
 
     /// Replaces at each SIGHUP, and after each change in the directory where that is wanted; until it is dropped.
     pub(crate) async fn follow(self: Arc<Self>, mut hangups: Option<Signal>) {
-        let mut watch = match &self.settings.directory {
-            Some(directory) if self.settings.watch => DirectoryWatch::new(directory)
-                .inspect_err(|error| {
-                    tracing::error!("{} is not watched, replace plugins with SIGHUP: {error}", shown(directory));
-                })
-                .ok(),
-            _ => None,
-        };
+        let mut watch = self.watch.lock().await.take();
         loop {
-            let hangup = async {
-                match &mut hangups {
-                    Some(hangups) => hangups.recv().await,
-                    None => std::future::pending().await,
-                }
-            };
             let changed = async {
                 match &mut watch {
                     Some(watch) => watch.changed().await,
@@ -256,7 +251,7 @@ impl Replacer {
                 }
             };
             tokio::select! {
-                Some(()) = hangup => tracing::info!("SIGHUP: looking at the plugin directory again"),
+                Some(()) = caught(&mut hangups) => tracing::info!("SIGHUP: looking at the plugin directory again"),
                 () = changed => tracing::info!("the plugin directory has changed: looking at it again"),
             }
             match self.replace().await {

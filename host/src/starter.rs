@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use qtasks_plugin_api::Trigger;
 use serde::Serialize;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::broker::{BrokerError, Component, Store};
 use crate::queue_tasks::QueueTasks;
 use crate::replacer::Replacer;
+use crate::signals::Signals;
 use crate::task::TaskReport;
 use crate::worker::{Stop, Worked, Worker, WorkerSettings};
 
@@ -22,7 +22,8 @@ pub struct Starter {
     store: Arc<Store>,
     worker: Worker,
     drain_deadline: Duration,
-    signals: bool,
+    /// `None`: left to the application.
+    signals: Option<Signals>,
     reports: Option<mpsc::Sender<TaskReport>>,
 }
 
@@ -53,14 +54,14 @@ impl Starter {
     /// Runs the application's tasks from `store`.
     pub(crate) fn new(replacer: Arc<Replacer>, store: Arc<Store>, settings: WorkerSettings) -> Self {
         let worker = Worker::new(Arc::clone(replacer.executor()), Arc::clone(&store), settings);
-        Self { replacer, store, worker, drain_deadline: settings.drain_deadline, signals: true, reports: None }
+        Self { replacer, store, worker, drain_deadline: settings.drain_deadline, signals: None, reports: None }
     }
 
-    /// Leaves SIGTERM, Ctrl-C and SIGHUP to the application: the run ends when its [`Stop`] is asked, and plugins are replaced by its
-    /// [`Replacer`](crate::app::Running::replacer).
+    /// Ends the run at SIGTERM and Ctrl-C, and replaces plugins at SIGHUP. Without it they are left to the application: the run ends
+    /// when its [`Stop`] is asked, and plugins are replaced by its [`Replacer`](crate::app::Running::replacer).
     #[must_use]
-    pub fn without_signals(self) -> Self {
-        Self { signals: false, ..self }
+    pub fn with_signals(self, signals: Signals) -> Self {
+        Self { signals: Some(signals), ..self }
     }
 
     /// Sends a report of each task that ended here, after it was recorded. When nobody receives them any more, the run ends.
@@ -81,12 +82,10 @@ impl Starter {
         QueueTasks::of_starter(Arc::clone(&self.store), info(&self.store), self.stop())
     }
 
-    /// Runs a worker until SIGTERM or Ctrl-C comes, until it is asked to [`Stop`], or until the broker has no more tasks to give; then
-    /// stops the plugins.
+    /// Runs a worker until it is asked to [`Stop`], or until the broker has no more tasks to give; then stops the plugins. With
+    /// `watch = true` they are replaced after each change in the plugin directory.
     ///
-    /// At SIGHUP, and with `watch = true` after each change in the plugin directory, plugins are replaced by what lies there.
-    ///
-    /// After the first signal what runs has the drain deadline of the settings to end. A second signal stops at once: async tasks and
+    /// [With signals](Self::with_signals), SIGTERM and Ctrl-C stop it, and SIGHUP replaces plugins. After the first signal what runs has the drain deadline of the settings to end. A second signal stops at once: async tasks and
     /// commands are dropped, a blocking task's thread goes on until its process ends.
     ///
     /// # Errors
@@ -94,9 +93,13 @@ impl Starter {
     /// [`BrokerError`] when the broker cannot be reached at the start. The plugins are stopped then, too.
     pub async fn run(self) -> Result<Ran, BrokerError> {
         let Self { replacer, store, worker, drain_deadline, signals, reports } = self;
-        // From here on a signal is not lost, and does not end the process.
-        let hangups = if signals { catch(SignalKind::hangup()) } else { None };
-        let signals = if signals { Signals::catch() } else { None };
+        let (signals, hangups) = match signals {
+            Some(mut signals) => {
+                let hangups = signals.take_hangups();
+                (Some(signals), hangups)
+            }
+            None => (None, None),
+        };
         // In a set, so that it ends with this future. A replacement that has begun is finished all the same, and waited for below.
         let mut following = JoinSet::new();
         following.spawn(Arc::clone(&replacer).follow(hangups));
@@ -104,7 +107,7 @@ impl Starter {
         let stop = worker.stop();
         let worked = tokio::select! {
             worked = worker.run(reports) => worked,
-            () = told_twice(signals, &stop, drain_deadline) => {
+            Some(()) = async { Some(told_twice(signals?, &stop, drain_deadline).await) } => {
                 give_back(&store).await;
                 return Ok(Ran::AtOnce);
             }
@@ -117,11 +120,12 @@ impl Starter {
 }
 
 /// Stops at the first signal, and returns at the second.
-async fn told_twice(signals: Option<Signals>, stop: &Stop, drain_deadline: Duration) {
-    let Some(mut signals) = signals else { return std::future::pending().await };
-    let name = signals.next().await;
+async fn told_twice(mut signals: Signals, stop: &Stop, drain_deadline: Duration) {
+    if !signals.has_told() {
+        let name = signals.next().await;
+        tracing::warn!("{name}: finishing what runs, within {} s; another signal stops at once", drain_deadline.as_secs_f64());
+    }
     stop.now();
-    tracing::warn!("{name}: finishing what runs, within {} s; another signal stops at once", drain_deadline.as_secs_f64());
     let name = signals.next().await;
     tracing::warn!("{name} again: stopping at once");
 }
@@ -134,30 +138,5 @@ async fn give_back(store: &Store) {
         Ok(Ok(count)) => tracing::warn!("{count} tasks were given back"),
         Ok(Err(error)) => tracing::error!("tasks could not be given back; they come back when the lease is over: {error}"),
         Err(_) => tracing::error!("the broker does not answer; tasks come back when the lease is over"),
-    }
-}
-
-/// `None`: it cannot be caught here, and ends the process as the system has it.
-fn catch(kind: SignalKind) -> Option<Signal> {
-    signal(kind).inspect_err(|error| tracing::warn!("signals cannot be caught, they end this process: {error}")).ok()
-}
-
-/// SIGTERM and Ctrl-C.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    /// `None`: they cannot be caught here, and end the process as the system has it.
-    fn catch() -> Option<Self> {
-        Some(Self { terminate: catch(SignalKind::terminate())?, interrupt: catch(SignalKind::interrupt())? })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "Ctrl-C",
-        }
     }
 }

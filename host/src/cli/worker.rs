@@ -6,6 +6,7 @@ use anyhow::Context;
 use clap::Args;
 use indicatif::ProgressBar;
 use qtasks_host::broker::BrokerUrl;
+use qtasks_host::signals::Signals;
 use qtasks_host::starter::Ran;
 use qtasks_host::{App, shown};
 
@@ -57,7 +58,9 @@ pub(super) fn run(arguments: &WorkerArguments) -> anyhow::Result<ExitStatus> {
     let broker = settings.broker();
     let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
     let ran = runtime.block_on(async {
-        let running = App::new(settings).start().await?;
+        let mut signals = Signals::catch();
+        let Some(running) = signals.during(App::new(settings).start()).await else { return Ok(Ran::AtOnce) };
+        let running = running?;
         let tasks = running.executor().tasks();
         let known: Vec<&str> = tasks.iter().map(|task| task.name()).collect();
         if broker.url == BrokerUrl::Memory {
@@ -69,7 +72,7 @@ pub(super) fn run(arguments: &WorkerArguments) -> anyhow::Result<ExitStatus> {
             tracing::warn!("this worker knows no task: name a directory with --plugins, or declare commands under [tasks]");
         }
         tracing::info!("project {} at {}; tasks: {}", broker.name, broker.url, shown(&known.join(", ")));
-        anyhow::Ok(running.starter().await?.run().await?)
+        anyhow::Ok(running.starter().await?.with_signals(signals).run().await?)
     });
     // A thread that is in a hung plugin or a blocking task must not keep the process alive.
     runtime.shutdown_timeout(Duration::ZERO);
