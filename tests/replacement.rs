@@ -168,6 +168,7 @@ fn sighup_replaces_the_plugins_of_a_worker_and_no_task_is_lost() {
         let line = worker.read_until("was replaced by");
         let (old, new) = if round % 2 == 0 { ("1.0.0", "2.0.0") } else { ("2.0.0", "1.0.0") };
         assert_says(&line, &[&format!("plugin versioned {old} ("), &format!(") was replaced by versioned {new} (")]);
+        worker.read_until(") was drained and stopped");
         let now = project.wait(&project.add(&["which"]));
         assert_eq!(now["returning"], if round % 2 == 0 { 2 } else { 1 });
     }
@@ -196,6 +197,7 @@ fn a_hundred_replacements_leave_no_descriptor_and_no_thread_behind() {
         put(&project.place, if number % 2 == 0 { "versioned_2" } else { "versioned_1" });
         worker.signal(Signal::HUP);
         worker.read_until("was replaced by");
+        worker.read_until(") was drained and stopped");
         holdings(&worker)
     };
     // The first ones make what is made once, such as threads that the runtime keeps for a while.

@@ -91,7 +91,8 @@ fn half_written() {
     put(&project.place, "versioned_1");
     let mut worker = Worker::spawn(project.worker().arg("--watch"));
     let bytes = fs::read(library("versioned_2")).expect("a library");
-    let (half, rest) = bytes.split_at(bytes.len() / 2);
+    // Not in the middle: behind what is loaded there may be megabytes of debug information, without which it runs as well.
+    let (half, rest) = bytes.split_at(64 << 10);
     let path = project.place.plugins().join(FILE);
     // In place, as `cp` does it.
     fs::write(&path, half).expect("our own file");
@@ -299,8 +300,9 @@ fn call_outlives_the_drain_here() {
     assert_eq!(stops(&project.place), Vec::<u64>::new());
     drop(held);
     assert_eq!(project.wait(&uuid)["returning"], 1);
+    worker.read_until("versioned 1.0.0 (");
+    assert_eq!(stops(&project.place), [1]);
     assert!(worker.stop().0.success());
-    assert_eq!(stops(&project.place).len(), 2);
 }
 
 fn call_outlives_the_drain_isolated() {
@@ -425,7 +427,7 @@ fn killed_while_it_writes_verdicts() {
         let unfinished = quarantine(&place);
         assert!(unfinished.iter().all(|entry| entry["kind"] == "unfinished"), "{unfinished:?}");
         let clear = Host::new(&place).args(["plugin", "quarantine", "clear", "--all", "--state-dir"]).arg(place.state()).end();
-        clear.expect_code(0);
+        assert_eq!(clear.code == Some(0), !unfinished.is_empty(), "{clear:?}");
         answered(run(&place).with_input(RAISE));
     }
     // A rename that never came leaves this.

@@ -61,8 +61,8 @@ pub(super) fn run(arguments: &WorkerArguments) -> anyhow::Result<ExitStatus> {
         let mut signals = Signals::catch();
         let Some(running) = signals.during(App::new(settings).start()).await else { return Ok(Ran::AtOnce) };
         let running = running?;
-        let tasks = running.executor().tasks();
-        let known: Vec<&str> = tasks.iter().map(|task| task.name()).collect();
+        // Names and not the tasks themselves: whoever holds those keeps a plugin from being drained.
+        let known: Vec<String> = running.executor().tasks().iter().map(|task| task.name().to_owned()).collect();
         if broker.url == BrokerUrl::Memory {
             tracing::warn!(
                 "tasks wait in this worker's own memory, where nobody can add one: name a file or a server with --broker"

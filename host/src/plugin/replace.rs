@@ -48,7 +48,7 @@ impl Loaded {
         for plugin in std::mem::take(&mut self.before) {
             let of_it = |report: &&super::LoadReport| is_from(&plugin, &report.path) || report.name() == Some(plugin.name());
             if self.reports.iter().filter(of_it).any(|report| report.state == LoadState::Refused) {
-                tracing::warn!("{} goes on: what was to replace it was refused", plugin.identity());
+                tracing::warn!("plugin {} goes on: what was to replace it was refused", plugin.identity());
                 self.plugins.push(plugin);
             }
         }
@@ -86,10 +86,10 @@ pub(crate) async fn drain(mut plugin: Arc<Plugin>, deadline: Duration, mut at_on
         if !told && until.is_some_and(|until| Instant::now() >= until) {
             let seconds = deadline.as_secs_f64();
             if plugin.can_be_killed() {
-                tracing::warn!("{identity} is stopped, though calls of it still run after {seconds} s");
+                tracing::warn!("plugin {identity} is stopped, though calls of it still run after {seconds} s");
                 break;
             }
-            tracing::warn!("{identity} still runs calls after {seconds} s; it is stopped once they have ended");
+            tracing::warn!("plugin {identity} still runs calls after {seconds} s; it is stopped once they have ended");
             told = true;
         }
         if tokio::time::timeout(pause, at_once.wait_for(|at_once| *at_once)).await.is_ok() {
@@ -98,4 +98,5 @@ pub(crate) async fn drain(mut plugin: Arc<Plugin>, deadline: Duration, mut at_on
         pause = (pause * 2).min(LAST_LOOK);
     }
     registry::stop(plugin).await;
+    tracing::info!("plugin {identity} was drained and stopped");
 }
