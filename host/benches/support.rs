@@ -5,8 +5,19 @@ use std::process::Command;
 
 /// Builds the plugin library of `package` in this profile and gives its path, as cargo says it.
 pub(crate) fn library_of(package: &str) -> PathBuf {
+    built(&package.replace('-', "_"), &["--lib", "--package", package])
+}
+
+#[allow(dead_code, reason = "not every bench loads a fixture")]
+/// The same for a fixture of the tests.
+pub(crate) fn fixture(example: &str) -> PathBuf {
+    built(example, &["--package", "qtasks-test-fixtures", "--example", example])
+}
+
+fn built(target: &str, arguments: &[&str]) -> PathBuf {
     let output = Command::new(env!("CARGO"))
-        .args(["build", "--release", "--lib", "--message-format=json-render-diagnostics", "--package", package])
+        .args(["build", "--release", "--message-format=json-render-diagnostics"])
+        .args(arguments)
         .output()
         .expect("cargo runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -14,7 +25,7 @@ pub(crate) fn library_of(package: &str) -> PathBuf {
     let artifact = messages
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter(|message| message["target"]["name"] == package.replace('-', "_") && message["filenames"].is_array())
+        .filter(|message| message["target"]["name"] == target && message["filenames"].is_array())
         .find_map(|message| message["filenames"][0].as_str().map(PathBuf::from));
     artifact.expect("cargo names the library")
 }

@@ -177,6 +177,7 @@ impl Replacer {
         let leaving = old.into_iter().filter(|plugin| !holds(next.registry.plugins(), plugin)).collect::<Vec<_>>();
         self.executor.replace(next.registry, next.tasks);
         self.reports.store(Arc::new(next.reports));
+        replaced.log();
         for plugin in leaving {
             self.draining.send_modify(|count| *count += 1);
             let (draining, deadline, at_once) =
@@ -254,9 +255,8 @@ impl Replacer {
                 Some(()) = caught(&mut hangups) => tracing::info!("SIGHUP: looking at the plugin directory again"),
                 () = changed => tracing::info!("the plugin directory has changed: looking at it again"),
             }
-            match self.replace().await {
-                Ok(replaced) => replaced.log(),
-                Err(error) => tracing::error!("no plugin was replaced: {}", chain(&error)),
+            if let Err(error) = self.replace().await {
+                tracing::error!("no plugin was replaced: {}", chain(&error));
             }
         }
     }
