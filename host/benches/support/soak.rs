@@ -33,7 +33,9 @@ pub(crate) fn run(isolation: &str, replacements: usize, events: u64) {
         std::fs::rename(plugins.join(".new"), plugins.join("libversioned.so")).expect("our own directory");
     };
     put(0);
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    // Threads on which something may wait stay for a while for the next; here only for a short one, so that those that stay are seen.
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = builder.enable_all().thread_keep_alive(Duration::from_millis(50)).build().expect("a runtime");
     let running = runtime.block_on(App::new(settings(directory.path(), &plugins, isolation)).start()).expect("it starts");
     let replacer = running.replacer();
     let replace = |number: usize| {
@@ -49,7 +51,7 @@ pub(crate) fn run(isolation: &str, replacements: usize, events: u64) {
         replace(number);
     }
     runtime.block_on(replacer.drained());
-    let before = Holdings::now();
+    let before = Holdings::settled();
 
     let (fired, done) = (AtomicU64::new(0), AtomicBool::new(false));
     let event = event();
@@ -78,7 +80,7 @@ pub(crate) fn run(isolation: &str, replacements: usize, events: u64) {
     });
     let took = begun.elapsed();
     runtime.block_on(replacer.drained());
-    let after = Holdings::now();
+    let after = Holdings::settled();
     let fired = fired.into_inner();
     runtime.block_on(running.stop());
     let [one, two] = answered;
@@ -173,6 +175,12 @@ struct Holdings {
 }
 
 impl Holdings {
+    /// Once idle threads are gone.
+    fn settled() -> Self {
+        std::thread::sleep(Duration::from_secs(1));
+        Self::now()
+    }
+
     fn now() -> Self {
         let count = |path| std::fs::read_dir(path).expect("proc(5)").count();
         let status = std::fs::read_to_string("/proc/self/status").expect("proc(5)");
