@@ -68,7 +68,7 @@ async fn under_load(isolation: &str, replacements: usize) {
         })
         .collect();
     for number in 0..replacements {
-        put(&app.place, if number % 2 == 0 { "versioned_2" } else { "versioned_1" });
+        put(&app.place, if number.is_multiple_of(2) { "versioned_2" } else { "versioned_1" });
         assert_eq!(app.replaced().await.changes.len(), 1);
     }
     go_on.store(false, Ordering::Relaxed);
@@ -194,7 +194,7 @@ fn a_hundred_replacements_leave_no_descriptor_and_no_thread_behind() {
     let project = project();
     let mut worker = project.start(&[]);
     let mut replace = |number: usize| {
-        put(&project.place, if number % 2 == 0 { "versioned_2" } else { "versioned_1" });
+        put(&project.place, if number.is_multiple_of(2) { "versioned_2" } else { "versioned_1" });
         worker.signal(Signal::HUP);
         worker.read_until("was replaced by");
         worker.read_until(") was drained and stopped");

@@ -107,7 +107,7 @@ impl Starter {
         let stop = worker.stop();
         let worked = tokio::select! {
             worked = worker.run(reports) => worked,
-            Some(()) = async { Some(told_twice(signals?, &stop, drain_deadline).await) } => {
+            () = told_twice(signals, &stop, drain_deadline) => {
                 give_back(&store).await;
                 return Ok(Ran::AtOnce);
             }
@@ -120,7 +120,8 @@ impl Starter {
 }
 
 /// Stops at the first signal, and returns at the second.
-async fn told_twice(mut signals: Signals, stop: &Stop, drain_deadline: Duration) {
+async fn told_twice(signals: Option<Signals>, stop: &Stop, drain_deadline: Duration) {
+    let Some(mut signals) = signals else { return std::future::pending().await };
     if !signals.has_told() {
         let name = signals.next().await;
         tracing::warn!("{name}: finishing what runs, within {} s; another signal stops at once", drain_deadline.as_secs_f64());
