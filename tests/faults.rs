@@ -44,6 +44,7 @@ mod in_c;
 mod in_handlers_here;
 mod in_handlers_isolated;
 mod in_the_directory;
+mod lifecycle;
 mod state;
 
 /// The table, part by part.
@@ -53,6 +54,7 @@ const PARTS: &[(&str, &[Row])] = &[
     ("Libraries that are no Rust", in_c::ROWS),
     ("In a handler or task, in a process of its own", in_handlers_isolated::ROWS),
     ("In a handler or task, in the host's process", in_handlers_here::ROWS),
+    ("Replaced, stopped, and looked at", lifecycle::ROWS),
     ("Verdicts, quarantine and the state directory", state::ROWS),
 ];
 
@@ -183,6 +185,13 @@ impl Held {
     /// Whether a fixture was there.
     fn was_taken(&self) -> bool {
         rustix::io::ioctl_fionread(&self.writer).expect("a FIFO tells what is in it") == 0
+    }
+
+    /// Waits until a fixture is there.
+    fn wait_until_taken(&self) {
+        while !self.was_taken() {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
     }
 
     /// Whether everybody who held it is gone within `seconds`.

@@ -236,9 +236,8 @@ async fn one_bad_file_never_stops_the_others() {
     // The plugin that answers 123 comes last, so that it has the last word.
     let app =
         app.set("plugins.documented-example.priority = -1").set("plugins.documented-example.triggers = 'global'").start().await;
-    let refused: Vec<_> = app
-        .running
-        .plugin_reports()
+    let reports = app.running.plugin_reports();
+    let refused: Vec<_> = reports
         .iter()
         .filter(|report| report.state == LoadState::Refused)
         .map(|report| report.path.file_name().expect("a name").to_str().expect("plain"))

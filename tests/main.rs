@@ -18,6 +18,7 @@ mod generators;
 mod interop;
 mod loading;
 mod plugin_command;
+mod replacement;
 mod retries;
 mod run_command;
 mod samples;

@@ -13,10 +13,11 @@ const SAMPLES: [&str; 6] = ["documented_example", "fallback", "notify", "penguin
 #[tokio::test]
 async fn all_samples_run_beside_each_other_with_their_defaults() {
     let app = TestApp::with(&SAMPLES).start().await;
-    for report in app.running.plugin_reports() {
+    let reports = app.running.plugin_reports();
+    for report in &*reports {
         assert_eq!(report.reason(), None, "{}", report.path.display());
     }
-    let names: Vec<_> = app.running.plugin_reports().iter().filter_map(|report| report.name()).collect();
+    let names: Vec<_> = reports.iter().filter_map(|report| report.name()).collect();
     assert_eq!(names, ["documented-example", "fallback", "notify", "penguin-recovery", "penguins", "retry-later"]);
     app.running.stop().await;
 }

@@ -7,6 +7,7 @@ pub(crate) mod host;
 pub(crate) mod place;
 pub(crate) mod python;
 pub(crate) mod redis;
+pub(crate) mod versioned;
 pub(crate) mod worker;
 
 pub(crate) use app::{TestApp, returning, value_of};

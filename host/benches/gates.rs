@@ -1,10 +1,13 @@
 //! The gates of loading: what must hold whatever lies in the plugin directory. `cargo bench -p qtasks-host --bench gates`
 //!
-//! With `QTASKS_GATES_FULL=1` the fuzzing takes a million inputs instead of fifty thousand.
+//! With `QTASKS_GATES_FULL=1` the fuzzing takes a million inputs instead of fifty thousand, and 10,000 replacements come under ten
+//! million events.
 #![allow(missing_docs, reason = "a bench has no readers of its documentation")]
 
 #[path = "support/libraries.rs"]
 mod libraries;
+#[path = "support/soak.rs"]
+mod soak;
 mod support;
 
 use std::collections::BTreeMap;
@@ -30,6 +33,13 @@ fn main() {
     start_with_known_plugins(&known, &others, &state);
     static_check(&library);
     fuzz(&library);
+    let full = full();
+    soak::run("in-process", if full { 10_000 } else { 300 }, if full { 10_000_000 } else { 200_000 });
+    soak::run("process", if full { 1_000 } else { 50 }, if full { 1_000_000 } else { 20_000 });
+}
+
+fn full() -> bool {
+    std::env::var_os("QTASKS_GATES_FULL").is_some()
 }
 
 fn millis(duration: Duration) -> f64 {
@@ -127,8 +137,7 @@ fn static_check(library: &Path) {
 
 /// Damaged bytes through the static check and the manifest reader: neither may panic.
 fn fuzz(library: &Path) {
-    let full = std::env::var_os("QTASKS_GATES_FULL").is_some();
-    let inputs = if full { 1_000_000 } else { 50_000 };
+    let inputs = if full() { 1_000_000 } else { 50_000 };
     let good = std::fs::read(library).expect("a library");
     let (mut bytes, mut random) = (good.clone(), Random(0x9e37_79b9_7f4a_7c15));
     // Most of what both readers look at lies at the beginning of the file.

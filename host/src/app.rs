@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use qtasks_plugin_api::{Export, TaskContext, TaskError};
 use serde::Serialize;
@@ -10,13 +9,16 @@ use serde::de::DeserializeOwned;
 
 use crate::broker::{Backend, BrokerError, BrokerSettings, Store};
 use crate::nearest::nearest;
-use crate::plugin::start_watch::Late;
+use crate::plugin::start_watch::{Late, Unfinished};
+use crate::plugin::watch::DirectoryWatch;
 use crate::plugin::{
     DiscoverError, LoadErrorKind, LoadPolicy, LoadReport, Loaded, Loader, Plugin, PluginSettings, Registry, RegistryError,
     Triggers,
 };
+use crate::replacer::{ReplaceError, Replaced, Replacer, ReplacerSettings};
 use crate::settings::Settings;
 use crate::shown::shown;
+use crate::signals::Signals;
 use crate::starter::{Ran, Starter};
 use crate::stats::Stats;
 use crate::task::{Middleware, Task, TaskExecutor, TaskLimits, TaskRegistry, TaskRegistryError, TaskReport};
@@ -217,7 +219,9 @@ impl App {
     ///
     /// [`RunError`].
     pub async fn run(self) -> Result<Ran, RunError> {
-        Ok(self.start().await?.starter().await?.run().await?)
+        let mut signals = Signals::catch();
+        let Some(running) = signals.during(self.start()).await else { return Ok(Ran::AtOnce) };
+        Ok(running?.starter().await?.with_signals(signals).run().await?)
     }
 
     /// Loads the plugins, completes the tasks, and is ready to run. A plugin library that is refused stops nothing: see
@@ -228,29 +232,32 @@ impl App {
     /// [`StartError`].
     pub async fn start(mut self) -> Result<Running, StartError> {
         // A library may change the working directory when it is loaded; what comes after it must be found all the same.
-        let Settings { state_dir, guest_program, .. } = &mut self.settings;
-        for path in [Some(state_dir), guest_program.as_mut()].into_iter().flatten() {
+        let Settings { state_dir, guest_program, plugin_dir, lock_file, .. } = &mut self.settings;
+        for path in [Some(state_dir), guest_program.as_mut(), plugin_dir.as_mut(), lock_file.as_mut()].into_iter().flatten() {
             *path = std::path::absolute(&*path).unwrap_or_else(|_| std::mem::take(path));
         }
         let policy = self.settings.load_policy();
         let (watch, state_dir) = (Arc::clone(&policy.watch), policy.state_dir.clone());
+        // Before it is looked at: what changes from here on is seen.
+        let changes = self.watch();
         // A plugin's create and start may wait.
-        let mut starting = tokio::task::spawn_blocking(move || self.start_here(&policy));
-        loop {
-            match tokio::time::timeout(WATCH, &mut starting).await {
-                Ok(started) => return started.unwrap_or_else(|error| Err(StartError::Lost(error.to_string()))),
-                Err(_) => {
-                    if let Some(late) = watch.late(&state_dir) {
-                        return Err(StartError::Hangs(late));
-                    }
-                }
-            }
+        let starting = tokio::task::spawn_blocking(move || self.start_here(policy, changes));
+        match watch.wait(&state_dir, starting).await {
+            Ok(started) => started,
+            Err(Unfinished::Hangs(late)) => Err(StartError::Hangs(late)),
+            Err(Unfinished::Lost(said)) => Err(StartError::Lost(said)),
         }
     }
 
-    fn start_here(self, policy: &LoadPolicy) -> Result<Running, StartError> {
+    fn watch(&self) -> Option<DirectoryWatch> {
+        let Settings { watch: true, safe_mode: false, plugin_dir: Some(directory), .. } = &self.settings else { return None };
+        let watch = DirectoryWatch::new(directory);
+        watch.inspect_err(|error| tracing::error!("{} is not watched for changes: {error}", shown(directory))).ok()
+    }
+
+    fn start_here(self, policy: LoadPolicy, changes: Option<DirectoryWatch>) -> Result<Running, StartError> {
         let Self { settings, tasks, middlewares, linked_in } = self;
-        let loader = Loader { settings: &settings.plugins, policy };
+        let loader = Loader { settings: &settings.plugins, policy: &policy };
         let mut loaded = Loaded::default();
         let mut linked_names = Vec::new();
         for link in linked_in {
@@ -271,7 +278,16 @@ impl App {
         warn_of_retries(&settings, &tasks);
         let dispatcher = Arc::new(Dispatcher::new(registry, &settings.triggers));
         let executor = Arc::new(TaskExecutor::new(tasks, dispatcher, middlewares, settings.executor()));
-        Ok(Running { executor, broker: settings.broker(), worker: settings.worker(), reports: loaded.reports })
+        let (broker, worker) = (settings.broker(), settings.worker());
+        let replacing = ReplacerSettings {
+            directory: settings.plugin_dir.filter(|_| !settings.safe_mode),
+            policy,
+            plugins: settings.plugins,
+            tasks: settings.tasks,
+            drain_deadline: settings.drain_deadline,
+        };
+        let replacer = Arc::new(Replacer::new(replacing, Arc::clone(&executor), loaded.reports, changes));
+        Ok(Running { executor, broker, worker, replacer })
     }
 }
 
@@ -309,22 +325,36 @@ fn warn_of_retries(settings: &Settings, tasks: &TaskRegistry) {
     }
 }
 
-/// How often the start looks whether a plugin is late.
-const WATCH: Duration = Duration::from_millis(50);
 /// A started application.
 #[derive(Debug)]
 pub struct Running {
     executor: Arc<TaskExecutor>,
     broker: BrokerSettings,
     worker: WorkerSettings,
-    reports: Vec<LoadReport>,
+    replacer: Arc<Replacer>,
 }
 
 impl Running {
-    /// What became of each file in the plugin directory.
+    /// What became of each file in the plugin directory when it was last looked at.
     #[must_use]
-    pub fn plugin_reports(&self) -> &[LoadReport] {
-        &self.reports
+    pub fn plugin_reports(&self) -> Arc<Vec<LoadReport>> {
+        self.replacer.reports()
+    }
+
+    /// Looks at the plugin directory again, and makes what lies there what runs: see [`Replacer::replace`]. A [`Starter`] does so at
+    /// each SIGHUP, and, with `watch = true`, after each change.
+    ///
+    /// # Errors
+    ///
+    /// [`ReplaceError`]; nothing has changed then.
+    pub async fn replace_plugins(&self) -> Result<Replaced, ReplaceError> {
+        self.replacer.replace().await
+    }
+
+    /// What replaces plugins, for any thread to call.
+    #[must_use]
+    pub fn replacer(&self) -> &Arc<Replacer> {
+        &self.replacer
     }
 
     /// What runs the tasks.
@@ -372,13 +402,13 @@ impl Running {
     /// What runs this application as a worker over `store`.
     #[must_use]
     pub fn starter_over(self, store: Arc<Store>) -> Starter {
-        Starter::new(self.executor, store, self.worker)
+        Starter::new(self.replacer, store, self.worker)
     }
 
     /// What this application is and does, for people and programs to look at.
     #[must_use]
     pub fn stats(&self, store: Arc<Store>) -> Stats {
-        Stats::new(Arc::clone(&self.executor), store, self.worker, &self.reports)
+        Stats::new(Arc::clone(&self.replacer), store, self.worker)
     }
 
     /// Runs one task to its end, all its attempts, with no broker.
@@ -388,6 +418,6 @@ impl Running {
 
     /// Stops the plugins. What still runs in them keeps its plugin alive; nothing is unloaded.
     pub async fn stop(self) {
-        self.executor.dispatcher().registry().stop().await;
+        self.replacer.stop().await;
     }
 }

@@ -14,16 +14,17 @@
 //! 4. [`starter::Starter::run`] fires `starter_start` and runs a [`worker::Worker`]. It attaches to the broker, from where on its beat
 //!    keeps its leases; it takes tasks, runs them, and records what became of them, many at once. Now and then it takes over what
 //!    lost workers held, and removes what is old.
-//! 5. At SIGTERM, Ctrl-C, a [`worker::Stop`] or [`QueueTasks::stop`] nothing more is taken. What runs has the drain deadline to end; the
+//! 5. At SIGHUP, or when the watched plugin directory has changed, a [`Replacer`] makes what lies there what runs.
+//! 6. At SIGTERM, Ctrl-C, a [`worker::Stop`] or [`QueueTasks::stop`] nothing more is taken. What runs has the drain deadline to end; the
 //!    rest is given back to the broker.
-//! 6. `starter_stop` is fired and the plugins are stopped. Nothing is ever unloaded.
+//! 7. `starter_stop` is fired and the plugins are stopped. Nothing is ever unloaded.
 //!
 //! A client needs no worker: [`QueueTasks`] over [`Running::open_broker`] adds tasks from any process, and waits for their records. An
 //! application without a broker runs single tasks with [`Running::run`] and ends with [`Running::stop`].
 //!
 //! # Rooms
 //!
-//! Imports run downwards only: [`app`] → [`starter`], [`stats`] → [`queue_tasks`] → [`worker`] → [`broker`] → [`task`] → [`trigger`] → [`plugin`].
+//! Imports run downwards only: [`app`] → [`starter`], [`stats`] → [`replacer`], [`signals`], [`queue_tasks`] → [`worker`] → [`broker`] → [`task`] → [`trigger`] → [`plugin`].
 
 mod nearest;
 mod shown;
@@ -34,7 +35,9 @@ pub mod broker;
 pub mod fuzzing;
 pub mod plugin;
 pub mod queue_tasks;
+pub mod replacer;
 pub mod settings;
+pub mod signals;
 pub mod starter;
 pub mod stats;
 pub mod task;
@@ -44,6 +47,7 @@ pub mod worker;
 pub use app::{App, RunError, Running, StartError};
 pub use plugin::Triggers;
 pub use queue_tasks::QueueTasks;
+pub use replacer::{ReplaceError, Replaced, Replacer};
 pub use settings::Settings;
 pub use shown::{Shown, shown};
 pub use task::{Status, Task, TaskCancelError, TaskContext, TaskError, TaskPluginTriggerError, TaskReport};

@@ -2,7 +2,8 @@
 //!
 //! A library's way through the files, in order: [`mod@discover`] lists candidates and runs nothing; [`manifest`] reads what a
 //! library declares, still running nothing; `library` opens it; [`loader`] takes it through these stages and starts it;
-//! [`instance`] is a plugin that can be called; [`registry`] says who is asked for which trigger.
+//! [`instance`] is a plugin that can be called; [`registry`] says who is asked for which trigger; `watch`
+//! and `replace` are about what changes in the directory later.
 //!
 //! This room knows nothing of tasks: it moves bytes to named triggers and to numbered entries.
 
@@ -25,6 +26,8 @@ pub(crate) mod hung;
 pub(crate) mod culprit;
 pub mod fatal;
 pub mod registry;
+pub(crate) mod watch;
+pub(crate) mod replace;
 pub mod services;
 pub mod settings;
 

@@ -35,7 +35,7 @@ use crate::worker::Stop;
 /// app.task("add", async |_ctx: TaskContext, (a, b): (i64, i64), _kwargs: ()| {
 ///     a.checked_add(b).ok_or_else(|| TaskError::from("too large"))
 /// });
-/// let starter = app.start().await?.starter().await?.without_signals();
+/// let starter = app.start().await?.starter().await?;
 /// let queue = starter.queue_tasks();
 /// let worker = tokio::spawn(starter.run());
 ///

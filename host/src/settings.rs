@@ -25,6 +25,7 @@ use crate::worker::WorkerSettings;
 /// guest_program = "qtasks-host"   # what probes and isolates plugins; the binary names itself
 /// probe = true                    # load unknown library bytes in a process of their own first
 /// probe_deadline = 5.0            # seconds
+/// watch = false                   # a worker replaces plugins when something in plugin_dir changes, and not only at SIGHUP
 /// safe_mode = false               # load no plugin library at all
 /// strict = false                  # refuse directories and libraries that a group can write to
 /// lock_file = "plugins.lock"      # digests of the libraries that may be loaded; else plugins.lock in plugin_dir, if there is one
@@ -35,7 +36,7 @@ use crate::worker::WorkerSettings;
 /// prefetch = 256                  # tasks that a worker takes ahead at most, while they are short
 /// lease = 10.0                    # seconds without a sign of life after which a worker's tasks are taken over
 /// max_losses = 3                  # lost workers after which a task is set aside: it is what ends them
-/// drain_deadline = 30.0           # seconds that what runs may take to end when the worker is stopped
+/// drain_deadline = 30.0           # seconds that what runs may take to end when the worker is stopped, or its plugin is replaced
 /// keep_results = 604800.0         # seconds
 /// keep_decisions = 2592000.0      # seconds
 /// recover_foreign_after = 3600.0  # Redis: seconds after which a task left by a Python worker is taken over; never without it
@@ -64,6 +65,8 @@ pub struct Settings {
     /// Longest time for a probe.
     #[serde(deserialize_with = "crate::plugin::settings::seconds")]
     pub probe_deadline: Duration,
+    /// Whether a worker replaces plugins when something in `plugin_dir` changes.
+    pub watch: bool,
     /// Start without any plugin library, whatever `plugin_dir` says.
     pub safe_mode: bool,
     /// Refuse directories and libraries that a group can write to.
@@ -86,7 +89,7 @@ pub struct Settings {
     pub lease: Duration,
     /// Lost workers after which a task is set aside.
     pub max_losses: u32,
-    /// Time that what runs may take to end when the worker is stopped.
+    /// Time that what runs may take to end when the worker is stopped, or its plugin is replaced.
     #[serde(deserialize_with = "crate::plugin::settings::seconds")]
     pub drain_deadline: Duration,
     /// How long results are kept.
@@ -127,6 +130,7 @@ impl Default for Settings {
             plugin_dir: None,
             state_dir: default_state_dir(),
             guest_program: None,
+            watch: false,
             safe_mode: false,
             strict: false,
             lock_file: None,

@@ -5,22 +5,25 @@ use std::time::Duration;
 
 use qtasks_plugin_api::Trigger;
 use serde::Serialize;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use crate::broker::{BrokerError, Component, Store};
 use crate::queue_tasks::QueueTasks;
-use crate::task::{TaskExecutor, TaskReport};
+use crate::replacer::Replacer;
+use crate::signals::Signals;
+use crate::task::TaskReport;
 use crate::worker::{Stop, Worked, Worker, WorkerSettings};
 
 /// A worker with everything around it, ready to [run](Starter::run).
 #[derive(Debug)]
 pub struct Starter {
-    executor: Arc<TaskExecutor>,
+    replacer: Arc<Replacer>,
     store: Arc<Store>,
     worker: Worker,
     drain_deadline: Duration,
-    signals: bool,
+    /// `None`: left to the application.
+    signals: Option<Signals>,
     reports: Option<mpsc::Sender<TaskReport>>,
 }
 
@@ -48,17 +51,17 @@ struct Kwargs {
 }
 
 impl Starter {
-    /// Runs `executor`'s tasks from `store`.
-    #[must_use]
-    pub fn new(executor: Arc<TaskExecutor>, store: Arc<Store>, settings: WorkerSettings) -> Self {
-        let worker = Worker::new(Arc::clone(&executor), Arc::clone(&store), settings);
-        Self { executor, store, worker, drain_deadline: settings.drain_deadline, signals: true, reports: None }
+    /// Runs the application's tasks from `store`.
+    pub(crate) fn new(replacer: Arc<Replacer>, store: Arc<Store>, settings: WorkerSettings) -> Self {
+        let worker = Worker::new(Arc::clone(replacer.executor()), Arc::clone(&store), settings);
+        Self { replacer, store, worker, drain_deadline: settings.drain_deadline, signals: None, reports: None }
     }
 
-    /// Leaves SIGTERM and Ctrl-C to the application: the run ends when its [`Stop`] is asked.
+    /// Ends the run at SIGTERM and Ctrl-C, and replaces plugins at SIGHUP. Without it they are left to the application: the run ends
+    /// when its [`Stop`] is asked, and plugins are replaced by its [`Replacer`](crate::app::Running::replacer).
     #[must_use]
-    pub fn without_signals(self) -> Self {
-        Self { signals: false, ..self }
+    pub fn with_signals(self, signals: Signals) -> Self {
+        Self { signals: Some(signals), ..self }
     }
 
     /// Sends a report of each task that ended here, after it was recorded. When nobody receives them any more, the run ends.
@@ -79,19 +82,27 @@ impl Starter {
         QueueTasks::of_starter(Arc::clone(&self.store), info(&self.store), self.stop())
     }
 
-    /// Runs a worker until SIGTERM or Ctrl-C comes, until it is asked to [`Stop`], or until the broker has no more tasks to give; then
-    /// stops the plugins.
+    /// Runs a worker until it is asked to [`Stop`], or until the broker has no more tasks to give; then stops the plugins. With
+    /// `watch = true` they are replaced after each change in the plugin directory.
     ///
-    /// After the first signal what runs has the drain deadline of the settings to end. A second signal stops at once: async tasks and
+    /// [With signals](Self::with_signals), SIGTERM and Ctrl-C stop it, and SIGHUP replaces plugins. After the first signal what runs has the drain deadline of the settings to end. A second signal stops at once: async tasks and
     /// commands are dropped, a blocking task's thread goes on until its process ends.
     ///
     /// # Errors
     ///
     /// [`BrokerError`] when the broker cannot be reached at the start. The plugins are stopped then, too.
     pub async fn run(self) -> Result<Ran, BrokerError> {
-        let Self { executor, store, worker, drain_deadline, signals, reports } = self;
-        // From here on a signal is not lost, and does not end the process.
-        let signals = if signals { Signals::catch() } else { None };
+        let Self { replacer, store, worker, drain_deadline, signals, reports } = self;
+        let (signals, hangups) = match signals {
+            Some(mut signals) => {
+                let hangups = signals.take_hangups();
+                (Some(signals), hangups)
+            }
+            None => (None, None),
+        };
+        // In a set, so that it ends with this future. A replacement that has begun is finished all the same, and waited for below.
+        let mut following = JoinSet::new();
+        following.spawn(Arc::clone(&replacer).follow(hangups));
         store.dispatcher().fire(Trigger::StarterStart, &Kwargs { starter: info(&store) }).await;
         let stop = worker.stop();
         let worked = tokio::select! {
@@ -102,7 +113,8 @@ impl Starter {
             }
         };
         store.dispatcher().fire(Trigger::StarterStop, &Kwargs { starter: info(&store) }).await;
-        executor.dispatcher().registry().stop().await;
+        following.shutdown().await;
+        replacer.stop().await;
         worked.map(Ran::Drained)
     }
 }
@@ -110,9 +122,11 @@ impl Starter {
 /// Stops at the first signal, and returns at the second.
 async fn told_twice(signals: Option<Signals>, stop: &Stop, drain_deadline: Duration) {
     let Some(mut signals) = signals else { return std::future::pending().await };
-    let name = signals.next().await;
+    if !signals.has_told() {
+        let name = signals.next().await;
+        tracing::warn!("{name}: finishing what runs, within {} s; another signal stops at once", drain_deadline.as_secs_f64());
+    }
     stop.now();
-    tracing::warn!("{name}: finishing what runs, within {} s; another signal stops at once", drain_deadline.as_secs_f64());
     let name = signals.next().await;
     tracing::warn!("{name} again: stopping at once");
 }
@@ -125,27 +139,5 @@ async fn give_back(store: &Store) {
         Ok(Ok(count)) => tracing::warn!("{count} tasks were given back"),
         Ok(Err(error)) => tracing::error!("tasks could not be given back; they come back when the lease is over: {error}"),
         Err(_) => tracing::error!("the broker does not answer; tasks come back when the lease is over"),
-    }
-}
-
-/// SIGTERM and Ctrl-C.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    /// `None`: they cannot be caught here, and end the process as the system has it.
-    fn catch() -> Option<Self> {
-        let caught = signal(SignalKind::terminate())
-            .and_then(|terminate| Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())? }));
-        caught.inspect_err(|error| tracing::warn!("signals cannot be caught, they end this process: {error}")).ok()
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "Ctrl-C",
-        }
     }
 }

@@ -8,6 +8,7 @@ use serde::{Serialize, Serializer};
 
 use crate::broker::{BrokerError, Component, Counts, Store};
 use crate::plugin::{Isolation, LoadReport, LoadState, Origin, Plugin, PluginIdentity};
+use crate::replacer::Replacer;
 use crate::shown::path_as_text;
 use crate::task::{Intercept, TaskExecutor, TaskFunction, TaskLimits};
 use crate::worker::WorkerSettings;
@@ -18,8 +19,7 @@ pub struct Stats {
     executor: Arc<TaskExecutor>,
     store: Arc<Store>,
     worker: WorkerSettings,
-    /// The files that did not become plugins.
-    others: Vec<PluginStats>,
+    replacer: Arc<Replacer>,
 }
 
 /// What an application is.
@@ -124,9 +124,8 @@ pub struct TaskStats {
 }
 
 impl Stats {
-    pub(crate) fn new(executor: Arc<TaskExecutor>, store: Arc<Store>, worker: WorkerSettings, reports: &[LoadReport]) -> Self {
-        let others = reports.iter().filter_map(PluginStats::of_file).collect();
-        Self { executor, store, worker, others }
+    pub(crate) fn new(replacer: Arc<Replacer>, store: Arc<Store>, worker: WorkerSettings) -> Self {
+        Self { executor: Arc::clone(replacer.executor()), store, worker, replacer }
     }
 
     /// What the application is.
@@ -136,7 +135,7 @@ impl Stats {
         for plugin in self.executor.dispatcher().registry().plugins() {
             plugins.push(PluginStats::of(plugin).await);
         }
-        plugins.extend(self.others.iter().cloned());
+        plugins.extend(self.replacer.reports().iter().filter_map(PluginStats::of_file));
         AppStats {
             project: Arc::clone(self.store.project()),
             version: env!("CARGO_PKG_VERSION"),
@@ -157,7 +156,7 @@ impl Stats {
     /// One task that the application knows.
     pub async fn task(&self, name: &str) -> Option<TaskStats> {
         self.inspect().await;
-        self.executor.tasks().get(name).map(TaskStats::of)
+        self.executor.tasks().get(name).map(|function| TaskStats::of(function))
     }
 
     /// How many tasks there are in the store.

@@ -21,6 +21,8 @@ pub(crate) struct TestApp {
 pub(crate) struct Started {
     pub(crate) place: Place,
     pub(crate) running: Running,
+    /// What became of each file at the start.
+    reports: Arc<Vec<LoadReport>>,
 }
 
 impl TestApp {
@@ -51,7 +53,8 @@ impl TestApp {
     /// Starts with what `register` adds: tasks, linked-in plugins, middlewares.
     pub(crate) async fn start_with(self, register: impl FnOnce(&mut App)) -> Started {
         let (place, started) = self.try_start_with(register).await;
-        Started { place, running: started.expect("the application starts") }
+        let running = started.expect("the application starts");
+        Started { place, reports: running.plugin_reports(), running }
     }
 
     pub(crate) async fn try_start_with(self, register: impl FnOnce(&mut App)) -> (Place, Result<Running, StartError>) {
@@ -111,10 +114,10 @@ impl Started {
         reports
     }
 
-    /// What became of the file of this name.
+    /// What became of the file of this name at the start.
     #[track_caller]
     pub(crate) fn file(&self, name: &str) -> &LoadReport {
-        let reports = self.running.plugin_reports();
+        let reports = &self.reports;
         let found = reports.iter().find(|report| report.path.file_name().is_some_and(|file| file == name));
         found.unwrap_or_else(|| {
             panic!("no report of {name} among {:?}", reports.iter().map(|report| &report.path).collect::<Vec<_>>())

@@ -95,14 +95,19 @@ pub(crate) struct Worker {
 impl Worker {
     /// Starts it, and waits until it is at work.
     pub(crate) fn spawn(command: Host) -> Self {
+        let mut worker = Self::begin(command);
+        worker.read_until("; tasks: ");
+        worker
+    }
+
+    /// Starts it.
+    pub(crate) fn begin(command: Host) -> Self {
         let mut child = command.spawn();
         let stderr = BufReader::new(child.stderr.take().expect("a pipe"));
         let (sender, lines) = channel();
         // Read on whether or not the test wants to know, so that the worker never waits for room.
         std::thread::spawn(move || stderr.lines().map_while(Result::ok).for_each(|line| drop(sender.send(line))));
-        let mut worker = Self { child, lines, said: String::new() };
-        worker.read_until("; tasks: ");
-        worker
+        Self { child, lines, said: String::new() }
     }
 
     /// Reads its log up to the first line that holds `part`; gives that line.

@@ -86,8 +86,8 @@ async fn qtasks_stop(isolation: &str, trigger: Trigger) {
     let stage = Stage::new(isolation, trigger).await;
     stage.queue.stop().await;
     assert_eq!(stage.event(), json!({"qtasks": qtasks(), "starter": null}), "a client alone");
-    let Stage { app: Started { place, running }, store, .. } = stage;
-    let starter = running.starter_over(store).without_signals();
+    let Stage { app: Started { place, running, .. }, store, .. } = stage;
+    let starter = running.starter_over(store);
     let queue = starter.queue_tasks();
     let stop = starter.stop();
     queue.stop().await;

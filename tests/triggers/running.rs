@@ -9,8 +9,8 @@ rows! {
 }
 
 async fn starter_start(isolation: &str, trigger: Trigger) {
-    let Stage { app: Started { place, running }, store, .. } = Stage::new(isolation, trigger).await;
-    let starter: Starter = running.starter_over(store).without_signals();
+    let Stage { app: Started { place, running, .. }, store, .. } = Stage::new(isolation, trigger).await;
+    let starter: Starter = running.starter_over(store);
     let queue = starter.queue_tasks();
     let working = async {
         let added = queue.add_task(task("echo")).await.expect("memory does not fail");

@@ -6,6 +6,7 @@ use anyhow::Context;
 use clap::Args;
 use indicatif::ProgressBar;
 use qtasks_host::broker::BrokerUrl;
+use qtasks_host::signals::Signals;
 use qtasks_host::starter::Ran;
 use qtasks_host::{App, shown};
 
@@ -30,6 +31,11 @@ use super::settings_flags::SettingsFlags;
 /// either: its tasks are taken over when its `lease` is over, and run again; one that has taken
 /// `max_losses` workers down is set aside (`task dead-letter list`).
 ///
+/// On SIGHUP, and with --watch after each change in the plugin directory, the worker looks at it again:
+/// what lies there is what runs from then on. A new version of a plugin goes through the same checks
+/// as at the start, and comes up beside the old one, which is then drained and stopped; one that is
+/// refused leaves the old one serving. Settings stay as they were at the start.
+///
 /// Exits with 0 when all that ran has ended or was given back, with 130 after a second signal, with
 /// 70 when the broker cannot be used at the start. A broker that goes away later is waited for.
 #[derive(Debug, Args)]
@@ -37,10 +43,14 @@ use super::settings_flags::SettingsFlags;
 pub(crate) struct WorkerArguments {
     #[command(flatten)]
     settings: SettingsFlags,
+    /// Replace plugins when something in the plugin directory changes (setting `watch`).
+    #[arg(long)]
+    watch: bool,
 }
 
 pub(super) fn run(arguments: &WorkerArguments) -> anyhow::Result<ExitStatus> {
-    let settings = arguments.settings.settings()?;
+    let mut settings = arguments.settings.settings()?;
+    settings.watch |= arguments.watch;
     log::install(&settings.log, &ProgressBar::hidden())?;
     if let Err(error) = qtasks_host::plugin::fatal::name_culprits(&settings.state_dir) {
         tracing::warn!("a plugin that ends this process will not be named: {}: {error}", shown(&settings.state_dir));
@@ -48,8 +58,11 @@ pub(super) fn run(arguments: &WorkerArguments) -> anyhow::Result<ExitStatus> {
     let broker = settings.broker();
     let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
     let ran = runtime.block_on(async {
-        let running = App::new(settings).start().await?;
-        let known: Vec<&str> = running.executor().tasks().iter().map(|task| task.name()).collect();
+        let mut signals = Signals::catch();
+        let Some(running) = signals.during(App::new(settings).start()).await else { return Ok(Ran::AtOnce) };
+        let running = running?;
+        // Names and not the tasks themselves: whoever holds those keeps a plugin from being drained.
+        let known: Vec<String> = running.executor().tasks().iter().map(|task| task.name().to_owned()).collect();
         if broker.url == BrokerUrl::Memory {
             tracing::warn!(
                 "tasks wait in this worker's own memory, where nobody can add one: name a file or a server with --broker"
@@ -59,7 +72,7 @@ pub(super) fn run(arguments: &WorkerArguments) -> anyhow::Result<ExitStatus> {
             tracing::warn!("this worker knows no task: name a directory with --plugins, or declare commands under [tasks]");
         }
         tracing::info!("project {} at {}; tasks: {}", broker.name, broker.url, shown(&known.join(", ")));
-        anyhow::Ok(running.starter().await?.run().await?)
+        anyhow::Ok(running.starter().await?.with_signals(signals).run().await?)
     });
     // A thread that is in a hung plugin or a blocking task must not keep the process alive.
     runtime.shutdown_timeout(Duration::ZERO);

@@ -1,5 +1,6 @@
 //! A created plugin, ready to be called.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,6 +18,7 @@ use super::manifest::Manifest;
 use super::outcome::{DEADLINE_ERROR, NESTED_ERROR, Outcome, TRIPPED_ERROR, checked, failed, too_many};
 use super::process::supervisor::Isolated;
 use super::settings::PluginSettings;
+use crate::shown::shown;
 
 /// Which plugin it was: kept with every decision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +31,17 @@ pub struct PluginIdentity {
     /// SHA-256 of its library, in hexadecimal; `None` for one that is linked in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<Arc<str>>,
+}
+
+/// `fallback 0.1.0 (1f2e3d4c5b6a)`
+impl fmt::Display for PluginIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", shown(&*self.name), shown(&*self.version))?;
+        match self.digest.as_ref().and_then(|digest| digest.get(..12)) {
+            Some(digest) => write!(f, " ({digest})"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Where a plugin comes from.
@@ -94,6 +107,19 @@ impl Plugin {
     #[must_use]
     pub fn origin(&self) -> &Origin {
         &self.origin
+    }
+
+    /// The SHA-256 of its library; `None` for a plugin that is linked in.
+    pub(super) fn digest(&self) -> Option<Digest> {
+        match &self.origin {
+            Origin::Library { digest, .. } => Some(*digest),
+            Origin::LinkedIn => None,
+        }
+    }
+
+    /// Whether its code can be ended whatever it does.
+    pub(super) fn can_be_killed(&self) -> bool {
+        matches!(self.home, Home::Process(_))
     }
 
     /// What it declares.

@@ -43,6 +43,8 @@ pub struct Loaded {
     pub plugins: Vec<Arc<Plugin>>,
     /// One report for each candidate, in the order of their file names.
     pub reports: Vec<LoadReport>,
+    /// Plugins of libraries that ran before, and whose files did not have their turn yet.
+    pub(super) before: Vec<Arc<Plugin>>,
 }
 
 /// How libraries are loaded, whatever plugin they hold.
@@ -149,12 +151,13 @@ impl Loader<'_> {
         log_cautions(discovered.directory());
         let trust = Trust::new(&self.policy.trust, Arc::clone(discovered.directory()));
         for found in discovered {
-            let report = self.load_found(found, &trust, &mut loaded.plugins);
+            let report = self.load_found(found, &trust, loaded);
             if let Some(error) = &report.error {
                 tracing::warn!(path = %shown(&error.path), code = error.kind.code(), "plugin refused: {}", chain(&error.kind));
             }
             loaded.reports.push(report);
         }
+        loaded.keep_what_was_refused();
         loaded.plugins.sort_by(|left, right| left.name().cmp(right.name()));
         Ok(())
     }
@@ -200,16 +203,19 @@ impl Loader<'_> {
             }
         };
         let found = directory.candidate(candidate.path.file_name().unwrap_or(OsStr::new("")));
-        self.load_found(found, &Trust::new(&self.policy.trust, directory), plugins)
+        let mut loaded = Loaded { plugins: std::mem::take(plugins), ..Loaded::default() };
+        let report = self.load_found(found, &Trust::new(&self.policy.trust, directory), &mut loaded);
+        *plugins = loaded.plugins;
+        report
     }
 
-    fn load_found(&self, found: Found, trust: &Trust<'_>, plugins: &mut Vec<Arc<Plugin>>) -> LoadReport {
+    fn load_found(&self, found: Found, trust: &Trust<'_>, loaded: &mut Loaded) -> LoadReport {
         log_file_cautions(&found);
         let mut report = LoadReport::new(&found.candidate);
-        match self.stages(found, trust, plugins, &mut report) {
+        match self.stages(found, trust, loaded, &mut report) {
             Ok(Some(plugin)) => {
                 report.state = LoadState::Running;
-                plugins.push(Arc::new(plugin));
+                loaded.take_in(plugin, &report.path);
             }
             Ok(None) => report.state = LoadState::Disabled,
             Err(kind) => report.refused(kind),
@@ -221,21 +227,25 @@ impl Loader<'_> {
         &self,
         found: Found,
         trust: &Trust<'_>,
-        others: &[Arc<Plugin>],
+        loaded: &Loaded,
         report: &mut LoadReport,
-    ) -> Result<Option<Plugin>, LoadErrorKind> {
+    ) -> Result<Option<Arc<Plugin>>, LoadErrorKind> {
         let inspected = Inspected::open(found)?;
         let manifest = report.manifest.insert(inspected.manifest.manifest.clone());
         let settings = self.settings.get(&manifest.name).cloned().unwrap_or_default();
         if !settings.enabled {
             return Ok(None);
         }
-        check_name(manifest, others)?;
-        check_tasks(manifest, others)?;
+        check_name(manifest, &loaded.plugins)?;
+        if let Some(running) = loaded.running(inspected.digest()) {
+            report.trust = Some(inspected.judge(trust, settings.trust)?);
+            return Ok(Some(Arc::clone(running)));
+        }
+        check_tasks(manifest, loaded.plugins.iter().chain(loaded.not_replaced_by(manifest, &report.path)))?;
         elf::check(inspected.bytes())?;
         report.trust = Some(inspected.judge(trust, settings.trust)?);
         let layout = self.first_load(&inspected)?;
-        self.bring_up(inspected, settings, layout).map(Some)
+        self.bring_up(inspected, settings, layout).map(|plugin| Some(Arc::new(plugin)))
     }
 
     /// The stages that decide whether bytes do harm: static check, quarantine, probe. Says whether the boundary's layout was
@@ -375,7 +385,7 @@ impl Loader<'_> {
     pub fn linked_in<P: Export>(&self, settings: PluginSettings, others: &[Arc<Plugin>]) -> Result<Plugin, LoadErrorKind> {
         let manifest = linked_in_manifest::<P>()?;
         check_name(&manifest, others)?;
-        check_tasks(&manifest, others)?;
+        check_tasks(&manifest, others.iter())?;
         let instance = self.create(Module::linked_in::<P>(), &manifest, &settings, None)?;
         Ok(Plugin::new(manifest, Origin::LinkedIn, settings, Home::Here(instance, None)))
     }
@@ -445,10 +455,10 @@ fn check_name(manifest: &Manifest, others: &[Arc<Plugin>]) -> Result<(), LoadErr
 }
 
 /// A task has one provider.
-fn check_tasks(manifest: &Manifest, others: &[Arc<Plugin>]) -> Result<(), LoadErrorKind> {
+fn check_tasks<'a>(manifest: &Manifest, others: impl Iterator<Item = &'a Arc<Plugin>> + Clone) -> Result<(), LoadErrorKind> {
     for task in &manifest.tasks {
         let provides = |other: &&Arc<Plugin>| other.manifest().tasks.iter().any(|known| known.name == task.name);
-        if let Some(first) = others.iter().find(provides) {
+        if let Some(first) = others.clone().find(provides) {
             return Err(LoadErrorKind::TaskTaken { task: task.name.clone(), first: first.name().to_owned() });
         }
     }

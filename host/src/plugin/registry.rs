@@ -111,19 +111,10 @@ impl Registry {
         &self.plugins
     }
 
-    /// Stops the plugins. What still runs in them keeps its plugin alive; nothing is unloaded.
+    /// Stops the plugins, one after the other. What still runs in them keeps its plugin alive; nothing is unloaded.
     pub async fn stop(&self) {
         for plugin in &self.plugins {
-            let stopping = Arc::clone(plugin);
-            let stopped = tokio::task::spawn_blocking(move || stopping.stop(STOP_DEADLINE));
-            let said = match tokio::time::timeout(STOP_DEADLINE + GRACE, stopped).await {
-                Ok(Ok(Ok(()))) => continue,
-                Ok(Ok(Err(said))) => said,
-                Ok(Err(error)) => error.to_string(),
-                // Its thread is left to itself: nobody can end it.
-                Err(_) => format!("did not stop within {} s", STOP_DEADLINE.as_secs()),
-            };
-            tracing::warn!(plugin = plugin.name(), "the plugin did not stop cleanly: {said}");
+            stop(Arc::clone(plugin)).await;
         }
     }
 
@@ -132,6 +123,20 @@ impl Registry {
     pub fn tasks(&self) -> &BTreeMap<String, ProvidedTask> {
         &self.tasks
     }
+}
+
+/// Stops a plugin, and lets go of it on a thread where its destruction may wait.
+pub(super) async fn stop(plugin: Arc<Plugin>) {
+    let identity = Arc::clone(plugin.identity());
+    let stopped = tokio::task::spawn_blocking(move || plugin.stop(STOP_DEADLINE));
+    let said = match tokio::time::timeout(STOP_DEADLINE + GRACE, stopped).await {
+        Ok(Ok(Ok(()))) => return,
+        Ok(Ok(Err(said))) => said,
+        Ok(Err(error)) => error.to_string(),
+        // Its thread is left to itself: nobody can end it.
+        Err(_) => format!("did not stop within {} s", STOP_DEADLINE.as_secs()),
+    };
+    tracing::warn!(plugin = %identity.name, "the plugin did not stop cleanly: {said}");
 }
 
 fn subscribe(plugin: &Arc<Plugin>, places: &mut [Vec<(Place, Subscription)>]) -> Result<(), RegistryError> {

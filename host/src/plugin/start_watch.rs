@@ -5,6 +5,8 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::task::JoinHandle;
+
 use super::verdicts::{QuarantineKind, Subject, Verdicts};
 use crate::shown::chain;
 
@@ -32,7 +34,37 @@ pub struct Late {
     pub quarantined: bool,
 }
 
+/// Why a loading thread gave nothing.
+#[derive(Debug)]
+pub(crate) enum Unfinished {
+    /// A plugin hangs in it.
+    Hangs(Late),
+    /// It ended without a word.
+    Lost(String),
+}
+
+/// How often it is looked whether a plugin is late.
+const LOOK: Duration = Duration::from_millis(50);
+
 impl StartWatch {
+    /// Waits for what a thread loads, unless a plugin is late there; then its bytes are in quarantine, and the thread is left to itself.
+    ///
+    /// # Errors
+    ///
+    /// [`Unfinished`].
+    pub(crate) async fn wait<T>(&self, state_dir: &Path, mut loading: JoinHandle<T>) -> Result<T, Unfinished> {
+        loop {
+            match tokio::time::timeout(LOOK, &mut loading).await {
+                Ok(loaded) => return loaded.map_err(|error| Unfinished::Lost(error.to_string())),
+                Err(_) => {
+                    if let Some(late) = self.late(state_dir) {
+                        return Err(Unfinished::Hangs(late));
+                    }
+                }
+            }
+        }
+    }
+
     fn starting(&self) -> MutexGuard<'_, Option<Starting>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -50,7 +82,7 @@ impl StartWatch {
     }
 
     /// Who is late, if anybody; its bytes go into quarantine.
-    pub(crate) fn late(&self, state_dir: &Path) -> Option<Late> {
+    fn late(&self, state_dir: &Path) -> Option<Late> {
         let starting = self.starting();
         let Starting { plugin, subject, since, deadline } = starting.as_ref()?;
         if since.elapsed() < *deadline {

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use qtasks_plugin_api::{Directive, ErrorBody, TaskError, Trigger};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -16,6 +17,7 @@ use super::middleware::Middleware;
 use super::model::Task;
 use super::registry::TaskRegistry;
 use super::settings::Intercept;
+use crate::plugin::Registry;
 use crate::trigger::{Answered, Decision, Dispatched, Dispatcher, OutcomeKind, Resolution};
 
 /// `type` of the error of a task that nobody provides.
@@ -98,7 +100,7 @@ pub struct Execution {
 
 /// Runs tasks.
 pub struct TaskExecutor {
-    tasks: TaskRegistry,
+    tasks: ArcSwap<TaskRegistry>,
     dispatcher: Arc<Dispatcher>,
     middlewares: Vec<Box<dyn Middleware>>,
     settings: ExecutorSettings,
@@ -162,13 +164,20 @@ impl TaskExecutor {
         middlewares: Vec<Box<dyn Middleware>>,
         settings: ExecutorSettings,
     ) -> Self {
-        Self { tasks, dispatcher, middlewares, settings }
+        Self { tasks: ArcSwap::from_pointee(tasks), dispatcher, middlewares, settings }
     }
 
-    /// The tasks that it can run.
+    /// The tasks that it can run now.
     #[must_use]
-    pub fn tasks(&self) -> &TaskRegistry {
-        &self.tasks
+    pub fn tasks(&self) -> Arc<TaskRegistry> {
+        self.tasks.load_full()
+    }
+
+    /// Puts other plugins in place, and the tasks that go with them. What runs ends with the plugins it began with.
+    pub fn replace(&self, registry: Registry, tasks: TaskRegistry) {
+        // An error of a new task is for the new plugins.
+        self.dispatcher.replace(registry);
+        self.tasks.store(Arc::new(tasks));
     }
 
     /// Limits for tasks that have none of their own.
@@ -186,8 +195,8 @@ impl TaskExecutor {
     /// Runs one attempt of `task`.
     pub async fn execute(&self, mut task: Task) -> (Task, Execution) {
         let begun = Instant::now();
-        let Some(function) = self.tasks.get(&task.name) else {
-            let message = format!("nobody provides a task {:?}{}", &*task.name, self.tasks.nearest(&task.name));
+        let Some(function) = self.tasks.load().get(&task.name).cloned() else {
+            let message = format!("nobody provides a task {:?}{}", &*task.name, self.tasks.load().nearest(&task.name));
             let error = Box::new(ErrorBody::new(UNKNOWN_TASK_ERROR, message));
             return (task, Execution::failed(error, begun));
         };
@@ -196,8 +205,15 @@ impl TaskExecutor {
         let own_attempts = task.attempts.or(limits.attempts);
         let attempts = own_attempts.unwrap_or(self.settings.max_attempts);
         let info = ExecutorInfo { name: "TaskExecutor", attempt: task.attempt, attempts };
-        let mut run =
-            Run { function, info, max_time, own_attempts, original_error: None, resolved_by: None, decisions: Vec::new() };
+        let mut run = Run {
+            function: &function,
+            info,
+            max_time,
+            own_attempts,
+            original_error: None,
+            resolved_by: None,
+            decisions: Vec::new(),
+        };
         let ended = match self.steps(&mut run, &mut task).await {
             Ok(ended) => ended,
             Err(error) => run.raised(error, &self.settings),

@@ -51,20 +51,21 @@ pub enum TaskRegistryError {
 /// The tasks that can run.
 #[derive(Debug, Default)]
 pub struct TaskRegistry {
-    tasks: BTreeMap<Arc<str>, TaskFunction>,
+    /// Shared: a run ends with what it began with, whatever is replaced meanwhile.
+    tasks: BTreeMap<Arc<str>, Arc<TaskFunction>>,
     twice: Option<TaskRegistryError>,
 }
 
 impl TaskRegistry {
     /// The task of this name.
     #[must_use]
-    pub fn get(&self, name: &str) -> Option<&TaskFunction> {
+    pub fn get(&self, name: &str) -> Option<&Arc<TaskFunction>> {
         self.tasks.get(name)
     }
 
     /// All tasks, by name.
     pub fn iter(&self) -> impl Iterator<Item = &TaskFunction> {
-        self.tasks.values()
+        self.tasks.values().map(AsRef::as_ref)
     }
 
     /// The nearest known name, as words for a message.
@@ -129,8 +130,7 @@ impl TaskRegistry {
 
     fn add(&mut self, name: &str, provided_by: &str, limits: TaskLimits, body: Body) {
         let name: Arc<str> = name.into();
-        let host = plain_host(&name, &toml::Table::new(), Path::new(""));
-        let function = TaskFunction { name: Arc::clone(&name), provided_by: provided_by.into(), limits, host, body };
+        let function = Arc::new(function(Arc::clone(&name), provided_by, limits, body));
         if let Some(first) = self.tasks.insert(Arc::clone(&name), function) {
             // Told when the application starts, so that registering stays a plain statement.
             self.twice.get_or_insert(TaskRegistryError::Twice {
@@ -154,9 +154,6 @@ impl TaskRegistry {
         state_dir: &Path,
         safe_mode: bool,
     ) -> Result<Self, TaskRegistryError> {
-        for (name, provided) in plugins.tasks() {
-            self.add(name, provided.plugin.name(), TaskLimits::default(), Body::Plugin(provided.clone()));
-        }
         for (name, settings) in settings {
             if let Some(words) = &settings.command {
                 let command =
@@ -164,29 +161,69 @@ impl TaskRegistry {
                 self.add(name, "command", TaskLimits::default(), Body::Command(command));
             }
         }
-        for (name, settings) in settings {
-            let Some(function) = self.tasks.get_mut(name.as_str()) else {
-                // A plugin that is not loaded may be the one that provides it.
-                if safe_mode {
-                    continue;
-                }
-                return Err(TaskRegistryError::Unknown { task: name.clone(), hint: self.nearest(name) });
-            };
-            let limits = &mut function.limits;
-            limits.max_time = settings.max_time.or(limits.max_time);
-            limits.attempts = settings.attempts.or(limits.attempts);
-            limits.intercept = settings.intercept.or(limits.intercept);
-            if let Some(kinds) = &settings.retry_on {
-                limits.retry_on = Some(kinds.as_slice().into());
+        if let Some(twice) = self.twice.take() {
+            return Err(twice);
+        }
+        for (name, function) in &mut self.tasks {
+            // Nobody else has one before the start.
+            if let (Some(settings), Some(function)) = (settings.get(&**name), Arc::get_mut(function)) {
+                function.apply(settings, state_dir);
             }
-            limits.retry_delay = settings.retry_delay.or(limits.retry_delay);
-            limits.retry_backoff = settings.retry_backoff.or(limits.retry_backoff);
-            function.host = plain_host(&function.name, &settings.config, state_dir);
         }
-        match self.twice.take() {
-            Some(twice) => Err(twice),
-            None => Ok(self),
+        let completed = self.with_plugins(plugins, settings, state_dir)?;
+        // A plugin that is not loaded may be the one that provides it.
+        match settings.keys().find(|name| !safe_mode && completed.get(name).is_none()) {
+            Some(unknown) => Err(TaskRegistryError::Unknown { task: unknown.clone(), hint: completed.nearest(unknown) }),
+            None => Ok(completed),
         }
+    }
+
+    /// The same tasks of the application and of the operator, with what these plugins provide instead of what others did.
+    ///
+    /// # Errors
+    ///
+    /// [`TaskRegistryError::Twice`] when a plugin provides a task that the application or the operator has.
+    pub fn with_plugins(
+        &self,
+        plugins: &Registry,
+        settings: &BTreeMap<String, TaskSettings>,
+        state_dir: &Path,
+    ) -> Result<Self, TaskRegistryError> {
+        let own = self.tasks.iter().filter(|(_, function)| !matches!(function.body, Body::Plugin(_)));
+        let mut all = Self { tasks: own.map(|(name, function)| (Arc::clone(name), Arc::clone(function))).collect(), twice: None };
+        for (name, provided) in plugins.tasks() {
+            let (limits, plugin) = (TaskLimits::default(), provided.plugin.name());
+            let mut function = function(name.as_str().into(), plugin, limits, Body::Plugin(provided.clone()));
+            if let Some(settings) = settings.get(name) {
+                function.apply(settings, state_dir);
+            }
+            if let Some(first) = all.tasks.insert(Arc::clone(&function.name), Arc::new(function)) {
+                let (task, first) = (name.clone(), first.provided_by.to_string());
+                return Err(TaskRegistryError::Twice { task, first, second: plugin.to_owned() });
+            }
+        }
+        Ok(all)
+    }
+}
+
+fn function(name: Arc<str>, provided_by: &str, limits: TaskLimits, body: Body) -> TaskFunction {
+    let host = plain_host(&name, &toml::Table::new(), Path::new(""));
+    TaskFunction { name, provided_by: provided_by.into(), limits, host, body }
+}
+
+impl TaskFunction {
+    /// Puts the operator's limits over its own.
+    fn apply(&mut self, settings: &TaskSettings, state_dir: &Path) {
+        let limits = &mut self.limits;
+        limits.max_time = settings.max_time.or(limits.max_time);
+        limits.attempts = settings.attempts.or(limits.attempts);
+        limits.intercept = settings.intercept.or(limits.intercept);
+        if let Some(kinds) = &settings.retry_on {
+            limits.retry_on = Some(kinds.as_slice().into());
+        }
+        limits.retry_delay = settings.retry_delay.or(limits.retry_delay);
+        limits.retry_backoff = settings.retry_backoff.or(limits.retry_backoff);
+        self.host = plain_host(&self.name, &settings.config, state_dir);
     }
 }
 

@@ -153,7 +153,7 @@ async fn record(shared: &Shared, batch: &Arc<[Finish]>, stop: &Stop) -> Option<V
 async fn tell(shared: Arc<Shared>, record: Record, has_ended: bool) {
     #[derive(Serialize)]
     struct Kwargs<'a> {
-        task_func: Option<FunctionInfo<'a>>,
+        task_func: Option<FunctionInfo>,
         task_broker: &'a crate::task::Task,
         model: &'a Record,
     }

@@ -1,5 +1,7 @@
 //! The way of one task through a worker, from its lease to what is recorded of it.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::sync::oneshot;
@@ -15,16 +17,17 @@ use crate::shown::chain;
 use crate::task::{self, Execution, Task, TaskReport};
 
 /// `task_func` in an event; `null` for a task that nobody provides.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub(super) struct FunctionInfo<'a> {
-    name: &'a str,
-    provided_by: &'a str,
+#[derive(Debug, Serialize)]
+pub(super) struct FunctionInfo {
+    name: Arc<str>,
+    provided_by: Arc<str>,
 }
 
-impl<'a> FunctionInfo<'a> {
-    pub(super) fn of(shared: &'a Shared, name: &str) -> Option<Self> {
-        let function = shared.executor.tasks().get(name)?;
-        Some(Self { name: function.name(), provided_by: function.provided_by() })
+impl FunctionInfo {
+    pub(super) fn of(shared: &Shared, name: &str) -> Option<Self> {
+        let tasks = shared.executor.tasks();
+        let function = tasks.get(name)?;
+        Some(Self { name: function.name().into(), provided_by: function.provided_by().into() })
     }
 }
 
@@ -58,7 +61,7 @@ pub(super) async fn run(shared: &Shared, taken: Taken, cancelled: oneshot::Recei
     before(shared, &mut record).await;
     let task = task_to_run(shared, &record).await;
     let begun = unix_now();
-    let name = std::sync::Arc::clone(&task.name);
+    let name = Arc::clone(&task.name);
     let (ran, execution) = tokio::select! {
         biased;
         ran = execute(&shared.executor, task.clone()) => ran,
@@ -97,7 +100,7 @@ async fn before(shared: &Shared, record: &mut Record) {
     struct Kwargs<'a> {
         worker: &'a WorkerInfo,
         task_broker: &'a Task,
-        task_func: Option<FunctionInfo<'a>>,
+        task_func: Option<FunctionInfo>,
         model: &'a Record,
     }
     let trigger = Trigger::WorkerExecuteBefore;
@@ -114,7 +117,7 @@ async fn task_to_run(shared: &Shared, record: &Record) -> Task {
     #[derive(Serialize)]
     struct Kwargs<'a> {
         worker: &'a WorkerInfo,
-        task_func: Option<FunctionInfo<'a>>,
+        task_func: Option<FunctionInfo>,
         task_broker: &'a Task,
     }
     let trigger = Trigger::WorkerRunTaskBefore;
@@ -148,7 +151,7 @@ async fn ask_about_retry(shared: &Shared, record: &mut Record) {
     #[derive(Serialize)]
     struct Kwargs<'a> {
         broker: &'a Component,
-        task_func: Option<FunctionInfo<'a>>,
+        task_func: Option<FunctionInfo>,
         task_broker: &'a Task,
         trace: &'a str,
         model: &'a Record,
@@ -172,7 +175,7 @@ async fn after(shared: &Shared, record: &mut Record) {
     struct Kwargs<'a> {
         worker: &'a WorkerInfo,
         broker: &'a Component,
-        task_func: Option<FunctionInfo<'a>>,
+        task_func: Option<FunctionInfo>,
         task_broker: &'a Task,
         model: &'a Record,
     }

@@ -1,0 +1,438 @@
+//! What goes wrong while plugins are replaced, stopped, or looked at.
+
+use std::fs;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use qtasks_host::plugin::LoadReport;
+use qtasks_host::trigger::OutcomeKind;
+use qtasks_host::{ReplaceError, Status};
+use qtasks_plugin_api::Trigger;
+use rustix::process::{Signal, kill_process};
+use serde_json::{Value, json};
+
+use super::{Held, RAISE, answered, good_ones, quarantine, run};
+use crate::support::app::Started;
+use crate::support::artifacts::library;
+use crate::support::versioned::{FILE, GoOn, app, put, stops};
+use crate::support::worker::{Project, Worker};
+use crate::support::{Host, Place, TestApp, assert_says, returning};
+
+faults! {
+    overwritten: "a library that runs is overwritten in place" => "what runs is a sealed copy: undisturbed; garbage is refused at the next look";
+    deleted: "a library that runs is deleted" => "undisturbed; at the next look drained and stopped";
+    half_written: "the watched directory is looked at while a new version is half written" => "refused, the old version serves; once whole, it takes over; nothing is in quarantine";
+    new_version_crashes: "a new version crashes when it is loaded" => "`probe-harm`, in quarantine; the old version serves";
+    new_version_refuses: "a new version refuses to start" => "`start`, or `isolated` in a process of its own; the old version serves";
+    new_version_hangs_here: "a new version hangs in its start, in the host's process" => "quarantined as `time-out`; the old version serves, and the other files are looked at";
+    new_version_hangs_isolated: "a new version hangs in its start, in a process of its own" => "`isolated`; the old version serves";
+    task_of_the_application: "a new version provides a task that the application has" => "nothing is replaced; the new version is stopped";
+    trigger_not_handled: "a plugin is added that does not handle what the settings name" => "nothing is replaced; it is stopped";
+    task_of_another_plugin: "a new version provides a task of another plugin" => "`task-taken`; the old version serves";
+    directory_gone: "the plugin directory is gone" => "nothing is replaced";
+    replaced_during_a_handler: "a version is replaced while a handler of it runs" => "the call ends with its answer; only then is the version stopped";
+    call_outlives_the_drain_here: "a call of the old version outlives the drain deadline, in the host's process" => "warned about; the call ends with its answer; only then is the version stopped";
+    call_outlives_the_drain_isolated: "a call of the old version outlives the drain deadline, in a process of its own" => "stopped; the call fails as `PluginCrashed`";
+    stop_hangs_here: "the old version hangs in its stop, in the host's process" => "warned about after 5 s; the new version serves all the while";
+    stop_hangs_isolated: "the old version hangs in its stop, in a process of its own" => "killed after 5 s; the new version serves all the while";
+    stopped_during_a_call: "the application is stopped while a call runs on another thread" => "the call ends with its answer";
+    dropped_during_a_call: "the application is dropped while a call runs on another thread" => "the call ends with its answer";
+    sigterm_while_it_probes: "a worker gets SIGTERM while it probes at its start" => "it ends once the probe has; nothing is in quarantine";
+    sigterm_while_it_replaces: "a worker gets SIGTERM while it probes a new version" => "it ends once the probe has; nothing is in quarantine";
+    killed_while_it_writes_verdicts: "the host is killed while it writes verdicts" => "each is whole, or not there; what was being probed is quarantined as `unfinished`";
+}
+
+/// Runs a test on threads of its own.
+fn on_threads(test: impl Future<Output = ()>) {
+    tokio::runtime::Runtime::new().expect("a runtime").block_on(test);
+}
+
+const BOTH: [&str; 2] = ["in-process", "process"];
+
+/// Stops the application, and asserts that these versions were stopped in all.
+async fn stopped(app: Started, versions: &[u64]) {
+    app.running.stop().await;
+    assert_eq!(stops(&app.place), versions);
+}
+
+fn overwritten() {
+    on_threads(async {
+        for isolation in BOTH {
+            let app = app(isolation).start().await;
+            let file = fs::OpenOptions::new().write(true).open(app.place.plugins().join(FILE)).expect("our own file");
+            let length = usize::try_from(file.metadata().expect("our own file").len()).expect("it fits");
+            file.write_all_at(&vec![0xcc; length], 0).expect("our own file");
+            assert_eq!(app.versions().await, (json!(1), json!(1)));
+            let reason = app.refused_now("manifest").await;
+            assert_says(&reason, &["ELF"]);
+            stopped(app, &[1]).await;
+        }
+    });
+}
+
+fn deleted() {
+    on_threads(async {
+        for isolation in BOTH {
+            let app = app(isolation).start().await;
+            fs::remove_file(app.place.plugins().join(FILE)).expect("our own file");
+            assert_eq!(app.versions().await, (json!(1), json!(1)));
+            let replaced = app.replaced().await;
+            assert_says(&replaced.changes[0].to_string(), &["versioned 1.0.0 (", ") was removed"]);
+            assert_eq!(app.raise().await.status, Status::Error);
+            app.replacer().drained().await;
+            stopped(app, &[1]).await;
+        }
+    });
+}
+
+fn half_written() {
+    let project = Project::sqlite(&[]);
+    put(&project.place, "versioned_1");
+    let mut worker = Worker::spawn(project.worker().arg("--watch"));
+    let bytes = fs::read(library("versioned_2")).expect("a library");
+    // Not in the middle: behind what is loaded there may be megabytes of debug information, without which it runs as well.
+    let (half, rest) = bytes.split_at(64 << 10);
+    let path = project.place.plugins().join(FILE);
+    // In place, as `cp` does it.
+    fs::write(&path, half).expect("our own file");
+    assert_says(&worker.read_until("plugin refused"), &[FILE, "code="]);
+    worker.read_until("versioned 1.0.0 (");
+    assert_eq!(project.wait(&project.add(&["which"]))["returning"], 1);
+    let mut file = fs::OpenOptions::new().append(true).open(&path).expect("our own file");
+    std::io::Write::write_all(&mut file, rest).expect("our own file");
+    drop(file);
+    worker.read_until("was replaced by versioned 2.0.0");
+    assert_eq!(project.wait(&project.add(&["which"]))["returning"], 2);
+    assert!(quarantine(&project.place).is_empty());
+    assert!(worker.stop().0.success());
+}
+
+fn new_version_crashes() {
+    on_threads(async {
+        for isolation in BOTH {
+            let app = app(isolation).start().await;
+            put(&app.place, "constructor_segfaults");
+            assert_says(&app.refused_now("probe-harm").await, &["SIGSEGV"]);
+            assert_says(&app.refused_now("quarantined").await, &["SIGSEGV"]);
+            let stats = json!(app.running.stats(app.running.open_broker().await.expect("a file")).app().await);
+            let plugins = stats["plugins"].as_array().expect("a list").iter();
+            let states: Vec<_> = plugins.map(|plugin| (plugin["plugin"].clone(), plugin["state"].clone())).collect();
+            let both = [("scripted", "running"), ("versioned", "running"), ("constructor-segfaults", "refused")];
+            assert_eq!(states, both.map(|(name, state)| (json!(name), json!(state))));
+            put(&app.place, "versioned_2");
+            assert_eq!(app.replaced().await.changes.len(), 1);
+            stopped(app, &[1, 2]).await;
+        }
+    });
+}
+
+fn new_version_refuses() {
+    on_threads(async {
+        for (isolation, code) in BOTH.into_iter().zip(["start", "isolated"]) {
+            let app = app(isolation).set("plugins.versioned.config.refuses = 2").start().await;
+            put(&app.place, "versioned_2");
+            assert_says(&app.refused_now(code).await, &["version 2 refuses"]);
+            stopped(app, &[1]).await;
+        }
+    });
+}
+
+/// The new version hangs; another file is new, and comes in.
+async fn new_version_hangs(isolation: &str, code: &str) {
+    let app = app(isolation).set("plugins.versioned.config.hangs_in_start = 2").set("plugins.versioned.start_deadline = 2");
+    let app = app.start().await;
+    put(&app.place, "versioned_2");
+    app.place.copy("documented_example");
+    let added = app.replaced().await;
+    assert_says(&added.changes[0].to_string(), &["documented-example 0.1.0", "was added"]);
+    assert_eq!(added.changes.len(), 1);
+    fs::remove_file(app.place.plugins().join("libdocumented_example.so")).expect("our own file");
+    let removed = app.replaced().await;
+    assert_eq!(removed.changes.len(), 1);
+    app.refused_now(code).await;
+    stopped(app, &[1]).await;
+}
+
+fn new_version_hangs_here() {
+    // The thread that hangs is nobody's to end, and the runtime would wait for it.
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(new_version_hangs("in-process", "quarantined"));
+    runtime.shutdown_background();
+}
+
+fn new_version_hangs_isolated() {
+    on_threads(new_version_hangs("process", "isolated"));
+}
+
+fn task_of_the_application() {
+    on_threads(async {
+        for isolation in BOTH {
+            let own = |app: &mut qtasks_host::App| {
+                app.inline_task("only_in_2", |_ctx, (): (), (): ()| Ok::<_, qtasks_host::TaskError>("own"));
+            };
+            let app = app(isolation).start_with(own).await;
+            put(&app.place, "versioned_2");
+            let error = app.running.replace_plugins().await.expect_err("they do not go together");
+            assert_eq!(
+                error.to_string(),
+                "task only_in_2 is provided by application and by versioned; give one of them another name"
+            );
+            assert_eq!(app.versions().await, (json!(1), json!(1)));
+            assert_eq!(returning(&app.run("only_in_2", json!([]), json!({})).await), r#""own""#);
+            stopped(app, &[2, 1]).await;
+        }
+    });
+}
+
+fn trigger_not_handled() {
+    on_threads(async {
+        let app = app("in-process").set("plugins.documented-example.triggers = ['storage_get']");
+        // Of a file without a manifest nobody knows whether it is the plugin that is meant.
+        fs::write(app.place.plugins().join("libdocumented_example.so"), "not yet").expect("our own directory");
+        let app = app.start().await;
+        app.place.copy("documented_example");
+        let error = app.running.replace_plugins().await.expect_err("they do not go together");
+        assert!(matches!(error, ReplaceError::Registry(_)), "{error:?}");
+        assert_says(
+            &error.to_string(),
+            &["[plugins.documented-example] triggers names storage_get, which the plugin does not handle"],
+        );
+        assert_eq!(app.versions().await, (json!(1), json!(1)));
+        stopped(app, &[1]).await;
+    });
+}
+
+fn task_of_another_plugin() {
+    on_threads(async {
+        let app = TestApp::with(&["scripted"]).set("plugins.scripted.config.record = false");
+        // Another file and another name, and the tasks of version 1.
+        let renamed = |version: &str| {
+            let mut bytes = fs::read(library(version)).expect("a library");
+            let name = br#""name":"versioned""#;
+            let places: Vec<usize> = (0..bytes.len() - name.len()).filter(|at| bytes[*at..].starts_with(name)).collect();
+            for place in places {
+                bytes[place..place + name.len()].copy_from_slice(br#""name":"a-version""#);
+            }
+            bytes
+        };
+        put(&app.place, "versioned_1");
+        let app = app.start().await;
+        fs::write(app.place.plugins().join("liba.so"), renamed("versioned_2")).expect("our own directory");
+        assert_eq!(app.replaced().await.changes, []);
+        let reports = app.running.plugin_reports();
+        let of_it = |report: &&LoadReport| report.path.ends_with("liba.so");
+        let reason = reports.iter().find(of_it).and_then(LoadReport::reason).expect("it was refused");
+        assert_says(&reason, &["it provides the task which, as does the plugin versioned"]);
+        // What it takes the place of has it no longer.
+        fs::rename(app.place.plugins().join("liba.so"), app.place.plugins().join(FILE)).expect("our own directory");
+        assert_eq!(app.replaced().await.changes.len(), 2, "one came, one went");
+        assert_eq!(app.versions().await, (json!(2), json!(2)));
+        app.replacer().drained().await;
+        stopped(app, &[1]).await;
+    });
+}
+
+fn directory_gone() {
+    on_threads(async {
+        let app = app("in-process").start().await;
+        fs::rename(app.place.plugins(), app.place.path("elsewhere")).expect("our own directory");
+        let error = app.running.replace_plugins().await.expect_err("there is none");
+        assert!(matches!(error, ReplaceError::Discover(_)), "{error:?}");
+        assert_eq!(app.versions().await, (json!(1), json!(1)));
+        stopped(app, &[1]).await;
+    });
+}
+
+/// A version that waits in a handler, with its call, and what lets it go.
+async fn waits_in_a_handler(app: TestApp) -> (Arc<Started>, tokio::task::JoinHandle<Value>, fs::File) {
+    let app = Arc::new(app.set("plugins.versioned.deadline = 600").set("plugins.scripted.triggers = []").start().await);
+    let go_on = GoOn::new(&app.place);
+    let dispatcher = Arc::clone(app.running.executor().dispatcher());
+    let call = tokio::spawn(async move {
+        let mut dispatched = dispatcher.fire(Trigger::StorageGet, &json!({"storage": {}, "result": {}})).await;
+        assert_eq!(dispatched.decisions.len(), 1);
+        let decision = &dispatched.decisions[0];
+        let (outcome, failure) = (decision.outcome, decision.failure.as_ref().map(|error| error.kind.clone()));
+        match dispatched.take("result") {
+            Some(result) => serde_json::from_str(result.get()).expect("JSON"),
+            None => {
+                assert_eq!(outcome, OutcomeKind::Failed);
+                json!(failure)
+            }
+        }
+    });
+    let held = go_on.is_waited_for().await;
+    (app, call, held)
+}
+
+async fn raises_at(app: &Started, version: u64) {
+    assert_eq!(serde_json::from_str::<Value>(returning(&app.raise().await)).expect("JSON"), json!(version));
+}
+
+fn replaced_during_a_handler() {
+    on_threads(async {
+        for isolation in BOTH {
+            let (app, call, held) = waits_in_a_handler(app(isolation)).await;
+            put(&app.place, "versioned_2");
+            app.replaced().await;
+            raises_at(&app, 2).await;
+            assert_eq!(stops(&app.place), Vec::<u64>::new());
+            drop(held);
+            assert_eq!(call.await.expect("an answer"), json!(1));
+            app.replacer().drained().await;
+            assert_eq!(stops(&app.place), [1]);
+        }
+    });
+}
+
+fn call_outlives_the_drain_here() {
+    let project = Project::sqlite(&[]);
+    put(&project.place, "versioned_1");
+    let mut worker = project.start(&["drain_deadline = 0.2"]);
+    let go_on = project.place.fifo("state/plugins/versioned/go_on");
+    let uuid = project.add(&["wait"]);
+    let held = fs::OpenOptions::new().write(true).open(go_on).expect("the task reads");
+    put(&project.place, "versioned_2");
+    worker.signal(Signal::HUP);
+    worker.read_until("versioned 1.0.0 (");
+    worker.read_until(") still runs calls after 0.2 s; it is stopped once they have ended");
+    assert_eq!(stops(&project.place), Vec::<u64>::new());
+    drop(held);
+    assert_eq!(project.wait(&uuid)["returning"], 1);
+    worker.read_until("versioned 1.0.0 (");
+    assert_eq!(stops(&project.place), [1]);
+    assert!(worker.stop().0.success());
+}
+
+fn call_outlives_the_drain_isolated() {
+    on_threads(async {
+        let (app, call, held) = waits_in_a_handler(app("process").set("drain_deadline = 0.2")).await;
+        put(&app.place, "versioned_2");
+        app.replaced().await;
+        app.replacer().drained().await;
+        assert_eq!(call.await.expect("a failure"), json!("PluginCrashed"));
+        raises_at(&app, 2).await;
+        drop(held);
+    });
+}
+
+async fn stop_hangs(isolation: &str) {
+    let app = app(isolation).set("plugins.versioned.config.hangs_in_stop = 1").start().await;
+    put(&app.place, "versioned_2");
+    assert_eq!(app.replaced().await.changes.len(), 1);
+    assert_eq!(app.versions().await, (json!(2), json!(2)));
+    app.replacer().drained().await;
+    assert_eq!(app.versions().await, (json!(2), json!(2)));
+    stopped(app, &[1, 2]).await;
+}
+
+fn stop_hangs_here() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(stop_hangs("in-process"));
+    runtime.shutdown_background();
+}
+
+fn stop_hangs_isolated() {
+    on_threads(stop_hangs("process"));
+}
+
+fn stopped_during_a_call() {
+    on_threads(async {
+        let (app, call, held) = waits_in_a_handler(app("in-process")).await;
+        let app = Arc::into_inner(app).expect("only this test has it");
+        app.running.stop().await;
+        drop(held);
+        assert_eq!(call.await.expect("an answer"), json!(1));
+    });
+}
+
+fn dropped_during_a_call() {
+    on_threads(async {
+        for isolation in BOTH {
+            let (app, call, held) = waits_in_a_handler(app(isolation)).await;
+            let Started { place, running, .. } = Arc::into_inner(app).expect("only this test has it");
+            drop(running);
+            drop(held);
+            assert_eq!(call.await.expect("an answer"), json!(1));
+            drop(place);
+        }
+    });
+}
+
+/// A worker whose start probes a library that sleeps for ever, and sees a second later that it does.
+fn worker_that_probes(project: &Project) -> Worker {
+    let home = project.place.root().to_owned();
+    Worker::begin(project.worker().env("HOME", home).args(["--probe-deadline", "2"]))
+}
+
+fn sigterm_while_it_probes() {
+    let project = Project::sqlite(&["constructor_sleeps_for_ever", "documented_example"]);
+    let held = Held::new(&project.place);
+    let mut worker = worker_that_probes(&project);
+    held.wait_until_taken();
+    worker.signal(Signal::TERM);
+    worker.read_until("SIGTERM: stopping once it has started; another signal stops at once");
+    let (status, said) = worker.end();
+    assert!(status.success(), "{status}: {said}");
+    // It did hang; the good one, which came after it, was not cut off.
+    let kinds: Vec<_> = quarantine(&project.place).iter().map(|entry| entry["kind"].clone()).collect();
+    assert_eq!(kinds, ["time-out"]);
+    assert!(held.is_let_go_within(0), "the guest is gone");
+}
+
+fn sigterm_while_it_replaces() {
+    let project = Project::sqlite(&[]);
+    put(&project.place, "versioned_1");
+    let held = Held::new(&project.place);
+    let mut worker = worker_that_probes(&project);
+    worker.read_until("; tasks: ");
+    project.place.copy("constructor_sleeps_for_ever");
+    put(&project.place, "versioned_2");
+    worker.signal(Signal::HUP);
+    held.wait_until_taken();
+    let (status, said) = worker.stop();
+    assert!(status.success(), "{status}: {said}");
+    let kinds: Vec<_> = quarantine(&project.place).iter().map(|entry| entry["kind"].clone()).collect();
+    assert_eq!(kinds, ["time-out"]);
+    assert!(held.is_let_go_within(0), "the guest is gone");
+    // What came up in the end was stopped as well.
+    let mut stopped = stops(&project.place);
+    stopped.sort_unstable();
+    assert_eq!(stopped, [1, 2]);
+}
+
+fn killed_while_it_writes_verdicts() {
+    for moment in 0..8 {
+        let place = Place::new();
+        place.copy("documented_example");
+        place.copy("scripted");
+        let mut child = run(&place).spawn();
+        // The moment is after so many looks that found a verdict: any moment will do.
+        let verdicts = place.state().join("verdicts");
+        let mut looks = 0;
+        while looks < moment * 40 && child.try_wait().expect("our own child").is_none() {
+            looks += usize::from(fs::read_dir(&verdicts).is_ok_and(|mut files| files.next().is_some()));
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        kill_process(rustix::process::Pid::from_child(&child), Signal::KILL).expect("our own child");
+        child.wait().expect("it ends");
+        for file in fs::read_dir(&verdicts).into_iter().flatten() {
+            let path = file.expect("readable").path();
+            if path.extension().is_some_and(|extension| extension == "json") {
+                let whole = serde_json::from_slice::<Value>(&fs::read(&path).expect("readable"));
+                assert!(whole.is_ok(), "{}: {whole:?}", path.display());
+            }
+        }
+        let unfinished = quarantine(&place);
+        assert!(unfinished.iter().all(|entry| entry["kind"] == "unfinished"), "{unfinished:?}");
+        let clear = Host::new(&place).args(["plugin", "quarantine", "clear", "--all", "--state-dir"]).arg(place.state()).end();
+        assert_eq!(clear.code == Some(0), !unfinished.is_empty(), "{clear:?}");
+        answered(run(&place).with_input(RAISE));
+    }
+    // A rename that never came leaves this.
+    let place = good_ones();
+    fs::write(place.state().join("verdicts/.0.0.tmp"), "{\"host\": ").expect("our own directory");
+    assert!(quarantine(&place).is_empty());
+    answered(run(&place).with_input(RAISE));
+}

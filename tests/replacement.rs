@@ -1,0 +1,243 @@
+//! Plugins are replaced while the application runs: no event is lost or doubled. What can go wrong is in `faults/lifecycle.rs`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use qtasks_host::Status;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::support::versioned::{FILE, GoOn, app, lives, put, stops};
+use crate::support::worker::{Project, Worker};
+use crate::support::{TestApp, assert_says, returning};
+
+async fn a_new_version_takes_over(isolation: &str) {
+    let app = app(isolation).start().await;
+    assert_eq!(app.versions().await, (json!(1), json!(1)));
+    assert_eq!(app.replaced().await.changes, [], "unchanged bytes keep their instance");
+    put(&app.place, "versioned_2");
+    let replaced = json!(app.replaced().await);
+    assert_eq!(replaced.as_array().map(Vec::len), Some(1), "{replaced}");
+    let side = |side: &str| (replaced[0][side]["plugin"].clone(), replaced[0][side]["version"].clone());
+    assert_eq!((side("old"), side("new")), ((json!("versioned"), json!("1.0.0")), (json!("versioned"), json!("2.0.0"))));
+    assert_eq!(app.versions().await, (json!(2), json!(2)));
+    // Tasks came and went with it.
+    assert_eq!(returning(&app.run("only_in_2", json!([]), json!({})).await), "2");
+    let unknown = app.run("only_in_1", json!([]), json!({})).await.error.expect("nobody has it any more");
+    assert_says(&unknown.message, &["nobody provides a task \"only_in_1\"", "did you mean `only_in_2`?"]);
+    app.replacer().drained().await;
+    assert_eq!(stops(&app.place), [1], "the old one was stopped, once");
+    let stats = json!(app.running.stats(app.running.open_broker().await.expect("a file")).app().await);
+    let versions: Vec<&Value> = stats["plugins"].as_array().expect("a list").iter().map(|plugin| &plugin["version"]).collect();
+    assert_eq!(versions, ["0.1.0", "2.0.0"]);
+    let place = app.place;
+    app.running.stop().await;
+    assert_eq!(stops(&place), [1, 2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_version_takes_over_here() {
+    a_new_version_takes_over("in-process").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_version_takes_over_isolated() {
+    a_new_version_takes_over("process").await;
+}
+
+/// Several tasks raise all the while. Each error is answered once, by the version that is on record for it, and what all instances
+/// were asked until they were stopped is what was raised.
+async fn under_load(isolation: &str, replacements: usize) {
+    let app = Arc::new(app(isolation).start().await);
+    let go_on = Arc::new(AtomicBool::new(true));
+    let raising: Vec<_> = (0..4)
+        .map(|_| {
+            let (app, go_on) = (Arc::clone(&app), Arc::clone(&go_on));
+            tokio::spawn(async move {
+                let mut raised = 0;
+                while go_on.load(Ordering::Relaxed) {
+                    let report = app.raise().await;
+                    raised += 1;
+                    let resolved = report.resolved_by.as_ref().expect("somebody answered");
+                    assert_eq!(resolved.by.version.split('.').next(), Some(returning(&report)));
+                    let asked = report.decisions.iter().filter(|decision| &*decision.by.name == "versioned");
+                    assert_eq!(asked.count(), 1);
+                }
+                raised
+            })
+        })
+        .collect();
+    for number in 0..replacements {
+        put(&app.place, if number.is_multiple_of(2) { "versioned_2" } else { "versioned_1" });
+        assert_eq!(app.replaced().await.changes.len(), 1);
+    }
+    go_on.store(false, Ordering::Relaxed);
+    let mut raised = 0;
+    for one in raising {
+        raised += one.await.expect("every error is answered");
+    }
+    let app = Arc::into_inner(app).expect("nobody raises any more");
+    app.running.stop().await;
+    let stopped: Vec<(String, u64, u64)> = lives(&app.place).into_iter().filter(|(what, ..)| what == "stopped").collect();
+    assert_eq!(stopped.len(), replacements + 1);
+    assert_eq!(stopped.iter().map(|(_, _, asked)| asked).sum::<u64>(), raised, "after its end nobody is asked");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_event_is_lost_or_doubled_here() {
+    under_load("in-process", 20).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_event_is_lost_or_doubled_isolated() {
+    under_load("process", 10).await;
+}
+
+async fn what_runs_ends_in_the_version_it_began_with(isolation: &str) {
+    let app = Arc::new(app(isolation).start().await);
+    let go_on = GoOn::new(&app.place);
+    let waiting = tokio::spawn({
+        let app = Arc::clone(&app);
+        async move { app.run("wait", json!([]), json!({})).await }
+    });
+    let held = go_on.is_waited_for().await;
+    put(&app.place, "versioned_2");
+    assert_eq!(app.replaced().await.changes.len(), 1);
+    assert_eq!(app.versions().await, (json!(2), json!(2)));
+    assert_eq!(stops(&app.place), Vec::<u64>::new(), "a call of it runs");
+    drop(held);
+    assert_eq!(returning(&waiting.await.expect("it runs")), "1");
+    app.replacer().drained().await;
+    assert_eq!(stops(&app.place), [1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_runs_ends_in_the_version_it_began_with_here() {
+    what_runs_ends_in_the_version_it_began_with("in-process").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_runs_ends_in_the_version_it_began_with_isolated() {
+    what_runs_ends_in_the_version_it_began_with("process").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plugins_are_added_and_removed_and_linked_in_ones_and_own_tasks_stay() {
+    let app = TestApp::with(&["scripted"])
+        .set("plugins.scripted.config.record = false")
+        .set("tasks.own.config.greeting = 'hello'")
+        .start_with(|app| {
+            app.inline_task("own", |ctx, (): (), (): ()| Ok::<_, qtasks_host::TaskError>(ctx.config::<Value>()?));
+        })
+        .await;
+    let own = async || returning(&app.run("own", json!([]), json!({})).await).to_owned();
+    assert_eq!(app.raise().await.status, Status::Error);
+    put(&app.place, "versioned_1");
+    let added = app.replaced().await;
+    assert_says(&added.changes[0].to_string(), &["versioned 1.0.0 (", ") was added"]);
+    assert_eq!(app.versions().await, (json!(1), json!(1)));
+    assert_eq!(own().await, r#"{"greeting":"hello"}"#);
+    std::fs::remove_file(app.place.plugins().join(FILE)).expect("our own file");
+    let removed = app.replaced().await;
+    assert_says(&removed.changes[0].to_string(), &["versioned 1.0.0 (", ") was removed"]);
+    assert_eq!(app.raise().await.status, Status::Error);
+    assert_eq!(own().await, r#"{"greeting":"hello"}"#);
+    app.replacer().drained().await;
+    assert_eq!(stops(&app.place), [1]);
+}
+
+/// A project whose worker runs version 1.
+fn project() -> Project {
+    let project = Project::sqlite(&[]);
+    put(&project.place, "versioned_1");
+    project
+}
+
+#[test]
+fn sighup_replaces_the_plugins_of_a_worker_and_no_task_is_lost() {
+    let project = project();
+    let mut worker = project.start(&[]);
+    let file = project.place.write("tasks.jsonl", "{\"task\": \"which\"}\n".repeat(500));
+    let file = file.to_str().expect("a plain path");
+    let mut uuids = Vec::new();
+    for round in 0..4 {
+        let added = project.client(&["task", "add", "--from", file]).end().expect_code(0).stdout;
+        uuids.extend(added.lines().map(str::to_owned));
+        put(&project.place, if round % 2 == 0 { "versioned_2" } else { "versioned_1" });
+        worker.signal(Signal::HUP);
+        let line = worker.read_until("was replaced by");
+        let (old, new) = if round % 2 == 0 { ("1.0.0", "2.0.0") } else { ("2.0.0", "1.0.0") };
+        assert_says(&line, &[&format!("plugin versioned {old} ("), &format!(") was replaced by versioned {new} (")]);
+        worker.read_until(") was drained and stopped");
+        let now = project.wait(&project.add(&["which"]));
+        assert_eq!(now["returning"], if round % 2 == 0 { 2 } else { 1 });
+    }
+    assert_eq!(project.wait(uuids.last().expect("2000 tasks"))["status"], "success");
+    assert!(worker.stop().0.success());
+    let ended = project.client(&["task", "list", "--status", "success", "--limit", "3000", "--json"]).end().results();
+    assert_eq!(ended.len(), uuids.len() + 4);
+    assert!(ended.iter().all(|record| record["returning"] == 1 || record["returning"] == 2));
+    assert_eq!(stops(&project.place).len(), 5);
+}
+
+/// How many descriptors and threads a worker has.
+fn holdings(worker: &Worker) -> (usize, usize) {
+    let count = |of: &str| {
+        let path = format!("/proc/{}/{of}", worker.pid().as_raw_nonzero());
+        std::fs::read_dir(path).expect("our own child").count()
+    };
+    (count("fd"), count("task"))
+}
+
+#[test]
+fn a_hundred_replacements_leave_no_descriptor_and_no_thread_behind() {
+    let project = project();
+    let mut worker = project.start(&[]);
+    let mut replace = |number: usize| {
+        put(&project.place, if number.is_multiple_of(2) { "versioned_2" } else { "versioned_1" });
+        worker.signal(Signal::HUP);
+        worker.read_until("was replaced by");
+        worker.read_until(") was drained and stopped");
+        holdings(&worker)
+    };
+    // The first ones make what is made once.
+    let before = (0..20).map(&mut replace).last().expect("some");
+    let after = (20..100).map(&mut replace).last().expect("some");
+    // Some come and go, such as threads that the runtime keeps for a while; one for each replacement would be 80.
+    let flat = |before: usize, after: usize| after < before + 20;
+    assert!(flat(before.0, after.0) && flat(before.1, after.1), "descriptors and threads: {before:?}, later {after:?}");
+    assert!(worker.stop().0.success());
+    assert_eq!(stops(&project.place).len(), 101);
+}
+
+#[test]
+fn a_watched_directory_replaces_by_itself() {
+    let project = project();
+    let mut worker = Worker::spawn(project.worker().arg("--watch"));
+    put(&project.place, "versioned_2");
+    assert_says(&worker.read_until("was replaced by"), &["versioned 2.0.0"]);
+    assert_eq!(project.wait(&project.add(&["which"]))["returning"], 2);
+    std::fs::remove_file(project.place.plugins().join(FILE)).expect("our own file");
+    assert_says(&worker.read_until("was removed"), &["versioned 2.0.0"]);
+    // A directory that is put in the place of the old one is the plugin directory from then on.
+    let next = project.place.path("next");
+    std::fs::create_dir(&next).expect("a new directory");
+    std::fs::rename(project.place.plugins(), project.place.path("last")).expect("our own directory");
+    std::fs::rename(&next, project.place.plugins()).expect("our own directory");
+    put(&project.place, "versioned_1");
+    assert_says(&worker.read_until("was added"), &["versioned 1.0.0"]);
+    assert_eq!(project.wait(&project.add(&["which"]))["returning"], 1);
+    assert!(worker.stop().0.success());
+}
+
+#[test]
+fn without_a_plugin_directory_sighup_says_so_and_the_worker_goes_on() {
+    let project = Project::sqlite(&[]);
+    let tasks = r#"tasks.seven.command = ["echo", "7"]"#;
+    let host = crate::support::Host::new(&project.place).args(["worker", "--broker", &project.url]);
+    let mut worker = Worker::spawn(host.arg("--state-dir").arg(project.place.state()).set(tasks));
+    worker.signal(Signal::HUP);
+    worker.read_until("no plugin was replaced: no plugin directory is in use");
+    assert_eq!(project.wait(&project.add(&["seven"]))["returning"], 7);
+    assert!(worker.stop().0.success());
+}
