@@ -114,7 +114,7 @@ async fn a_command_without_words_is_no_setting() {
 #[tokio::test]
 async fn a_command_may_not_take_the_name_of_a_plugins_task() {
     let (_place, started) = TestApp::with(&["scripted"]).set("tasks.echo.command = ['cat']").try_start_with(|_| ()).await;
-    assert_says(&started.expect_err("no start").to_string(), &["task echo is provided by scripted and by command"]);
+    assert_says(&started.expect_err("no start").to_string(), &["task echo is provided by command and by scripted"]);
 }
 
 /// The clock is tokio's paused one: it jumps to the time limit when nothing but the commands is left to wait for, and it stands

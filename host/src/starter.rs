@@ -85,21 +85,16 @@ impl Starter {
     /// Runs a worker until it is asked to [`Stop`], or until the broker has no more tasks to give; then stops the plugins. With
     /// `watch = true` they are replaced after each change in the plugin directory.
     ///
-    /// [With signals](Self::with_signals), SIGTERM and Ctrl-C stop it, and SIGHUP replaces plugins. After the first signal what runs has the drain deadline of the settings to end. A second signal stops at once: async tasks and
-    /// commands are dropped, a blocking task's thread goes on until its process ends.
+    /// [With signals](Self::with_signals), SIGTERM and Ctrl-C stop it, and SIGHUP replaces plugins. After the first signal to stop,
+    /// what runs has the drain deadline of the settings to end. A second one stops at once: async tasks and commands are dropped, a
+    /// blocking task's thread goes on until its process ends.
     ///
     /// # Errors
     ///
     /// [`BrokerError`] when the broker cannot be reached at the start. The plugins are stopped then, too.
     pub async fn run(self) -> Result<Ran, BrokerError> {
-        let Self { replacer, store, worker, drain_deadline, signals, reports } = self;
-        let (signals, hangups) = match signals {
-            Some(mut signals) => {
-                let hangups = signals.take_hangups();
-                (Some(signals), hangups)
-            }
-            None => (None, None),
-        };
+        let Self { replacer, store, worker, drain_deadline, mut signals, reports } = self;
+        let hangups = signals.as_mut().and_then(Signals::take_hangups);
         // In a set, so that it ends with this future. A replacement that has begun is finished all the same, and waited for below.
         let mut following = JoinSet::new();
         following.spawn(Arc::clone(&replacer).follow(hangups));

@@ -122,6 +122,7 @@ fn new_version_crashes() {
             assert_eq!(states, both.map(|(name, state)| (json!(name), json!(state))));
             put(&app.place, "versioned_2");
             assert_eq!(app.replaced().await.changes.len(), 1);
+            app.replacer().drained().await;
             stopped(app, &[1, 2]).await;
         }
     });
