@@ -18,6 +18,7 @@ faults! {
     verdict_is_a_link: "a verdict is a symbolic link" => "ignored with a warning: probed again";
     verdict_of_other_bytes: "a verdict's file holds the verdict of other bytes" => "ignored: probed again";
     verdict_endless: "a verdict's file is larger than any verdict" => "ignored with a warning: probed again";
+    verdicts_by_the_thousand: "there are more than twenty thousand verdicts" => "the oldest good ones go; what is in quarantine stays there";
     verdicts_under_any_umask: "the host runs with a umask that lets the group write" => "verdicts are the owner's alone, and hold";
     state_is_a_file: "the state directory cannot be written to" => "nothing is loaded that was not probed; tasks run";
     probing_by_the_dead: "a probe is on record whose host is gone" => "quarantined as `unfinished`";
@@ -134,6 +135,23 @@ fn verdicts_under_any_umask() {
         refused(&second, "constructor_segfaults", "quarantined", &["SIGSEGV"]);
         assert!(!second.stderr.contains(NOT_OURS), "{}", second.stderr);
     }
+}
+
+fn verdicts_by_the_thousand() {
+    let place = beside_good_ones("constructor_segfaults");
+    answered(run(&place).with_input(RAISE));
+    let good = read(&verdict(&place, "documented_example"));
+    let directory = place.state().join("verdicts");
+    for number in 0..20_000 {
+        write(&directory.join(format!("{number:064x}.json")), &good);
+    }
+    place.copy("scripted_b");
+    let ended = answered(run(&place).with_input(RAISE));
+    refused(&ended, "constructor_segfaults", "quarantined", &["SIGSEGV"]);
+    let left = fs::read_dir(&directory).expect("it is there").count();
+    assert!((10_000..=20_000).contains(&left), "{left} verdicts are left");
+    assert_eq!(read(&verdict(&place, "scripted_b"))["state"], "good", "the new one is among them");
+    assert_eq!(quarantine(&place).len(), 1);
 }
 
 fn state_is_a_file() {
