@@ -7,8 +7,8 @@ use serde::{Serialize, Serializer};
 
 use super::discover::{Candidate, Found};
 use super::elf;
+use super::inspected::Inspected;
 use super::load_error::{LoadError, LoadErrorKind};
-use super::loader::Inspected;
 use super::manifest::Manifest;
 use super::probe::QuarantinedError;
 use super::settings::PluginSettings;

@@ -1,41 +1,31 @@
-//! The host's side of a plugin that lives in a process of its own: calls go over the socket, several at once; a call that misses
-//! its deadline costs the process its life; a process that ends is started again, later each time, until the plugin is tripped.
+//! The host's side of a plugin that lives in a process of its own: a call that misses its deadline costs the process its life; a process
+//! that ends is started again, later each time, until the plugin is tripped. [`Connection`] is one life of it.
 
-use std::collections::{HashMap, VecDeque};
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::collections::VecDeque;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use qtasks_plugin_api::ErrorBody;
 use qtasks_plugin_api::manifest::Mode;
-use qtasks_plugin_api::{ErrorBody, HostServices, Level, LogLine};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::unix::pipe;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::oneshot;
 
-use super::frame::{self, Frame, FrameError, Kind};
-use super::guest::{LoggedLine, Start};
+use super::connection::{Connection, GRACE, STOP, blocking};
+use super::frame::{self, Kind};
+use super::guest::Start;
 use super::sandbox::SandboxLevel;
-use super::spawn::{Guest, GuestError, describe, nonce};
+use super::spawn::{Guest, GuestError, nonce};
 use crate::plugin::bytes::SealedLibrary;
-use crate::plugin::outcome::{CRASH_ERROR, DEADLINE_ERROR, MOST_CALLS, Outcome, TRIPPED_ERROR, failed, too_many};
-use crate::plugin::services::TracingServices;
+use crate::plugin::outcome::{CRASH_ERROR, DEADLINE_ERROR, Outcome, TRIPPED_ERROR, failed};
 use crate::plugin::verdicts::{QuarantineKind, Subject, Verdicts};
 use crate::shown::chain;
 
-/// A call that was told to end gets this long before its process is killed.
-const GRACE: Duration = Duration::from_millis(100);
 /// This many ends of its process within [`WINDOW`] trip a plugin.
 const FAILURES: usize = 5;
 /// See [`FAILURES`].
 const WINDOW: Duration = Duration::from_secs(60);
 /// The first wait before a restart; it doubles with each failure in the window.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
-/// Log lines and lines of output that a plugin's process gets through in a second; what is more is counted and dropped.
-const LINES_A_SECOND: u32 = 1000;
-
 /// What it takes to start the process, again and again on the same bytes.
 #[derive(Debug)]
 pub(crate) struct Recipe {
@@ -62,16 +52,6 @@ struct State {
     /// Set once an end of the process is counted, until it runs again.
     not_before: Option<Instant>,
     tripped: Option<String>,
-}
-
-/// One life of the process.
-#[derive(Debug)]
-struct Connection {
-    writer: tokio::sync::Mutex<OwnedWriteHalf>,
-    pending: Mutex<HashMap<u64, oneshot::Sender<Outcome>>>,
-    guest: Mutex<Guest>,
-    /// How it ended, once it has.
-    ended: OnceLock<String>,
 }
 
 impl Recipe {
@@ -143,7 +123,7 @@ impl Isolated {
             if let Some(reason) = &state.tripped {
                 return Err(error(TRIPPED_ERROR, reason.clone()));
             }
-            let Some(ended) = state.connection.ended.get().cloned() else { return Ok(Arc::clone(&state.connection)) };
+            let Some(ended) = state.connection.ended().map(str::to_owned) else { return Ok(Arc::clone(&state.connection)) };
             self.restart(&mut state, &ended).await
         };
         match until {
@@ -226,7 +206,7 @@ impl Isolated {
     /// Tells the plugin to stop, and ends the process at `deadline` at the latest.
     pub(crate) async fn stop(&self, deadline: Duration) -> Result<(), String> {
         let connection = Arc::clone(&self.state.lock().await.connection);
-        if connection.ended.get().is_some() {
+        if connection.ended().is_some() {
             return Ok(());
         }
         let stopped = connection.call(STOP, frame::encode(Kind::Stop, STOP, &[]));
@@ -242,225 +222,8 @@ impl Isolated {
 
 impl Drop for Isolated {
     fn drop(&mut self) {
-        let connection = &self.state.get_mut().connection;
-        connection.guest.lock().unwrap_or_else(PoisonError::into_inner).kill();
+        self.state.get_mut().connection.kill();
     }
-}
-
-/// Id of the stop call; ordinary ids count from 1.
-const STOP: u64 = u64::MAX;
-
-/// Runs blocking code where the runtime allows it.
-fn blocking<T>(body: impl FnOnce() -> T) -> T {
-    match tokio::runtime::Handle::current().runtime_flavor() {
-        tokio::runtime::RuntimeFlavor::MultiThread => tokio::task::block_in_place(body),
-        _ => body(),
-    }
-}
-
-impl Connection {
-    fn new(mut guest: Guest, plugin: &str) -> Result<Arc<Self>, GuestError> {
-        let socket = guest.socket()?;
-        socket.set_read_timeout(None)?;
-        socket.set_nonblocking(true)?;
-        let (reader, writer) = tokio::net::UnixStream::from_std(socket)?.into_split();
-        let (stdout, stderr) = guest.take_output();
-        let connection = Arc::new(Self {
-            writer: tokio::sync::Mutex::new(writer),
-            pending: Mutex::default(),
-            guest: Mutex::new(guest),
-            ended: OnceLock::new(),
-        });
-        let services = Arc::new(TracingServices::new(plugin.into()));
-        for (stream, descriptor) in [("stdout", stdout.map(OwnedFd::from)), ("stderr", stderr.map(OwnedFd::from))] {
-            if let Some(descriptor) = descriptor {
-                rustix::io::ioctl_fionbio(&descriptor, true).map_err(io::Error::from)?;
-                tokio::spawn(log_output(pipe::Receiver::from_owned_fd(descriptor)?, stream, Arc::clone(&services)));
-            }
-        }
-        tokio::spawn(Arc::clone(&connection).read(reader, services));
-        Ok(connection)
-    }
-
-    fn pending(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Outcome>>> {
-        // Nothing panics while the lock is held.
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn call(self: &Arc<Self>, id: u64, frame: Vec<u8>) -> Outcome {
-        if frame.len() > frame::MAX_FRAME {
-            return failed("TooLong", format!("the call has {} bytes, at most {} are sent", frame.len(), frame::MAX_FRAME));
-        }
-        let (sender, receiver) = oneshot::channel();
-        {
-            let mut pending = self.pending();
-            if pending.len() >= MOST_CALLS {
-                return too_many();
-            }
-            pending.insert(id, sender);
-        }
-        let mut waiting = Waiting { connection: self, id, answered: false };
-        self.send(&frame).await;
-        // Looked at after the insertion: an end before it would have found no sender to drop.
-        if let Some(ended) = self.ended.get() {
-            return crashed(ended);
-        }
-        let outcome = receiver.await;
-        waiting.answered = true;
-        outcome.unwrap_or_else(|_| crashed(self.ended.get().map_or("ended", String::as_str)))
-    }
-
-    async fn send(&self, bytes: &[u8]) {
-        // A broken socket is noticed by the reader, which knows more about it.
-        let _ = self.writer.lock().await.write_all(bytes).await;
-    }
-
-    /// Takes what comes from the process until it ends, and then tells everybody who waits.
-    async fn read(self: Arc<Self>, reader: OwnedReadHalf, services: Arc<TracingServices>) {
-        // A frame of the usual size comes with one read.
-        let mut reader = BufReader::new(reader);
-        let mut limit = LineLimit::default();
-        let nonsense = loop {
-            match next_frame(&mut reader).await {
-                Ok(Frame { kind: Kind::Outcome, id, payload }) => {
-                    let outcome =
-                        frame::decode_outcome(&payload).unwrap_or_else(|error| failed("BoundsError", error.to_string()));
-                    self.answer(id, outcome);
-                }
-                // The answer to `Stop`.
-                Ok(Frame { kind: Kind::Report, payload, .. }) => {
-                    let stopped: Option<String> = serde_json::from_slice(&payload).unwrap_or_default();
-                    self.answer(STOP, stopped.map_or(Outcome::Pass, |message| failed("Error", message)));
-                }
-                Ok(Frame { kind: Kind::Log, payload, .. }) => {
-                    if limit.take(&services) {
-                        log_line(&payload, &services);
-                    }
-                }
-                Ok(other) => break Some(format!("a frame of kind {:?}", other.kind)),
-                Err(FrameError::Ended | FrameError::Stream(_)) => break None,
-                Err(error) => break Some(error.to_string()),
-            }
-        };
-        self.end(nonsense.map_or_else(String::new, |nonsense| format!("sent nonsense and was killed: {nonsense}"))).await;
-    }
-
-    fn answer(&self, id: u64, outcome: Outcome) {
-        let sender = self.pending().remove(&id);
-        if let Some(sender) = sender {
-            // Whoever does not wait any more has given up at a deadline.
-            let _ = sender.send(outcome);
-        }
-    }
-
-    /// Ends this life of the process. `reason` is empty when the process ended by itself.
-    async fn end(&self, reason: String) {
-        let ended_now = blocking(|| {
-            let mut guest = self.guest.lock().unwrap_or_else(PoisonError::into_inner);
-            if self.ended.get().is_some() {
-                return false;
-            }
-            let ended = if reason.is_empty() {
-                let status = guest.wait(Instant::now() + GRACE);
-                status.map_or_else(|| "closed its socket and was killed".to_owned(), describe)
-            } else {
-                guest.kill();
-                reason
-            };
-            // While the guest is locked: the reader sees the stream end as soon as it is killed, and would tell a reason of its own.
-            // And before the senders are dropped: whoever waits reads it then.
-            self.ended.set(ended).is_ok()
-        });
-        if ended_now {
-            self.pending().clear();
-        }
-    }
-}
-
-/// A call in the map of those that wait. When nobody waits any more it leaves, and the plugin is told.
-struct Waiting<'a> {
-    connection: &'a Arc<Connection>,
-    id: u64,
-    answered: bool,
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.connection.pending().remove(&self.id);
-        if !self.answered && self.connection.ended.get().is_none() {
-            let (connection, cancel) = (Arc::clone(self.connection), frame::encode(Kind::Cancel, self.id, &[]));
-            tokio::spawn(async move { connection.send(&cancel).await });
-        }
-    }
-}
-
-async fn next_frame(reader: &mut BufReader<OwnedReadHalf>) -> Result<Frame, FrameError> {
-    let mut prefix = [0; 4];
-    match reader.read_exact(&mut prefix).await {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(FrameError::Ended),
-        other => other?,
-    };
-    let mut body = vec![0; frame::checked_length(prefix)?];
-    reader.read_exact(&mut body).await?;
-    frame::decode(body)
-}
-
-fn log_line(payload: &[u8], services: &TracingServices) {
-    if let Ok(line) = serde_json::from_slice::<LoggedLine>(payload) {
-        let level = Level::from_number(line.level);
-        services.log(LogLine { level, target: &line.target, message: &line.message, fields: &line.fields });
-    }
-}
-
-/// Logs what the process prints, line by line.
-async fn log_output(stream: pipe::Receiver, name: &'static str, services: Arc<TracingServices>) {
-    const LONGEST: u64 = 8 << 10;
-    let mut reader = BufReader::new(stream);
-    let mut limit = LineLimit::default();
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        match (&mut reader).take(LONGEST).read_until(b'\n', &mut line).await {
-            Ok(1..) => {
-                if limit.take(&services) {
-                    let text = String::from_utf8_lossy(&line);
-                    services.log(LogLine { level: Level::Info, target: name, message: text.trim_end(), fields: "" });
-                }
-            }
-            _ => return,
-        }
-    }
-}
-
-/// Lets [`LINES_A_SECOND`] lines through, and says how many it dropped.
-struct LineLimit {
-    since: Instant,
-    taken: u32,
-}
-
-impl Default for LineLimit {
-    fn default() -> Self {
-        Self { since: Instant::now(), taken: 0 }
-    }
-}
-
-impl LineLimit {
-    fn take(&mut self, services: &TracingServices) -> bool {
-        if self.since.elapsed() >= Duration::from_secs(1) {
-            let dropped = self.taken.saturating_sub(LINES_A_SECOND);
-            if dropped > 0 {
-                let message = format!("{dropped} lines were dropped: at most {LINES_A_SECOND} a second are logged");
-                services.log(LogLine { level: Level::Warn, target: "host", message: &message, fields: "" });
-            }
-            *self = Self::default();
-        }
-        self.taken = self.taken.saturating_add(1);
-        self.taken <= LINES_A_SECOND
-    }
-}
-
-fn crashed(ended: &str) -> Outcome {
-    failed(CRASH_ERROR, format!("the plugin's process {ended}"))
 }
 
 fn error(kind: &'static str, message: String) -> Box<ErrorBody> {

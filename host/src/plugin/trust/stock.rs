@@ -6,8 +6,8 @@ use super::TrustPolicy;
 use super::lock::{Lock, LockEntry, LockError, LockPlace};
 use crate::plugin::discover::{DiscoverError, Found, discover};
 use crate::plugin::elf;
+use crate::plugin::inspected::Inspected;
 use crate::plugin::load_error::LoadErrorKind;
-use crate::plugin::loader::Inspected;
 use crate::plugin::report::LoadReport;
 
 /// Why no stock can be taken.

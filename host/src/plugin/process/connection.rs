@@ -1,0 +1,202 @@
+//! One life of a plugin's process: calls go over its socket, several at once, and what it says is taken until it ends.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::pipe;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::oneshot;
+
+use super::frame::{self, Frame, FrameError, Kind};
+use super::output::{LineLimit, log_line, log_output};
+use super::spawn::{Guest, GuestError, describe};
+use crate::plugin::outcome::{CRASH_ERROR, MOST_CALLS, Outcome, failed, too_many};
+use crate::plugin::services::TracingServices;
+
+/// A call that was told to end gets this long before its process is killed.
+pub(super) const GRACE: Duration = Duration::from_millis(100);
+/// Id of the stop call; ordinary ids count from 1.
+pub(super) const STOP: u64 = u64::MAX;
+
+/// One life of the process.
+#[derive(Debug)]
+pub(super) struct Connection {
+    writer: tokio::sync::Mutex<OwnedWriteHalf>,
+    pending: Mutex<HashMap<u64, oneshot::Sender<Outcome>>>,
+    guest: Mutex<Guest>,
+    /// How it ended, once it has.
+    ended: OnceLock<String>,
+}
+
+impl Connection {
+    pub(super) fn new(mut guest: Guest, plugin: &str) -> Result<Arc<Self>, GuestError> {
+        let socket = guest.socket()?;
+        socket.set_read_timeout(None)?;
+        socket.set_nonblocking(true)?;
+        let (reader, writer) = tokio::net::UnixStream::from_std(socket)?.into_split();
+        let (stdout, stderr) = guest.take_output();
+        let connection = Arc::new(Self {
+            writer: tokio::sync::Mutex::new(writer),
+            pending: Mutex::default(),
+            guest: Mutex::new(guest),
+            ended: OnceLock::new(),
+        });
+        let services = Arc::new(TracingServices::new(plugin.into()));
+        for (stream, descriptor) in [("stdout", stdout.map(OwnedFd::from)), ("stderr", stderr.map(OwnedFd::from))] {
+            if let Some(descriptor) = descriptor {
+                rustix::io::ioctl_fionbio(&descriptor, true).map_err(io::Error::from)?;
+                tokio::spawn(log_output(pipe::Receiver::from_owned_fd(descriptor)?, stream, Arc::clone(&services)));
+            }
+        }
+        tokio::spawn(Arc::clone(&connection).read(reader, services));
+        Ok(connection)
+    }
+
+    /// How it ended, once it has.
+    pub(super) fn ended(&self) -> Option<&str> {
+        self.ended.get().map(String::as_str)
+    }
+
+    /// Kills the process, whoever waits for it.
+    pub(super) fn kill(&self) {
+        self.guest.lock().unwrap_or_else(PoisonError::into_inner).kill();
+    }
+
+    fn pending(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Outcome>>> {
+        // Nothing panics while the lock is held.
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) async fn call(self: &Arc<Self>, id: u64, frame: Vec<u8>) -> Outcome {
+        if frame.len() > frame::MAX_FRAME {
+            return failed("TooLong", format!("the call has {} bytes, at most {} are sent", frame.len(), frame::MAX_FRAME));
+        }
+        let (sender, receiver) = oneshot::channel();
+        {
+            let mut pending = self.pending();
+            if pending.len() >= MOST_CALLS {
+                return too_many();
+            }
+            pending.insert(id, sender);
+        }
+        let mut waiting = Waiting { connection: self, id, answered: false };
+        self.send(&frame).await;
+        // Looked at after the insertion: an end before it would have found no sender to drop.
+        if let Some(ended) = self.ended.get() {
+            return crashed(ended);
+        }
+        let outcome = receiver.await;
+        waiting.answered = true;
+        outcome.unwrap_or_else(|_| crashed(self.ended.get().map_or("ended", String::as_str)))
+    }
+
+    pub(super) async fn send(&self, bytes: &[u8]) {
+        // A broken socket is noticed by the reader, which knows more about it.
+        let _ = self.writer.lock().await.write_all(bytes).await;
+    }
+
+    /// Takes what comes from the process until it ends, and then tells everybody who waits.
+    async fn read(self: Arc<Self>, reader: OwnedReadHalf, services: Arc<TracingServices>) {
+        // A frame of the usual size comes with one read.
+        let mut reader = BufReader::new(reader);
+        let mut limit = LineLimit::default();
+        let nonsense = loop {
+            match next_frame(&mut reader).await {
+                Ok(Frame { kind: Kind::Outcome, id, payload }) => {
+                    let outcome =
+                        frame::decode_outcome(&payload).unwrap_or_else(|error| failed("BoundsError", error.to_string()));
+                    self.answer(id, outcome);
+                }
+                // The answer to `Stop`.
+                Ok(Frame { kind: Kind::Report, payload, .. }) => {
+                    let stopped: Option<String> = serde_json::from_slice(&payload).unwrap_or_default();
+                    self.answer(STOP, stopped.map_or(Outcome::Pass, |message| failed("Error", message)));
+                }
+                Ok(Frame { kind: Kind::Log, payload, .. }) => {
+                    if limit.take(&services) {
+                        log_line(&payload, &services);
+                    }
+                }
+                Ok(other) => break Some(format!("a frame of kind {:?}", other.kind)),
+                Err(FrameError::Ended | FrameError::Stream(_)) => break None,
+                Err(error) => break Some(error.to_string()),
+            }
+        };
+        self.end(nonsense.map_or_else(String::new, |nonsense| format!("sent nonsense and was killed: {nonsense}"))).await;
+    }
+
+    fn answer(&self, id: u64, outcome: Outcome) {
+        let sender = self.pending().remove(&id);
+        if let Some(sender) = sender {
+            // Whoever does not wait any more has given up at a deadline.
+            let _ = sender.send(outcome);
+        }
+    }
+
+    /// Ends this life of the process. `reason` is empty when the process ended by itself.
+    pub(super) async fn end(&self, reason: String) {
+        let ended_now = blocking(|| {
+            let mut guest = self.guest.lock().unwrap_or_else(PoisonError::into_inner);
+            if self.ended.get().is_some() {
+                return false;
+            }
+            let ended = if reason.is_empty() {
+                let status = guest.wait(Instant::now() + GRACE);
+                status.map_or_else(|| "closed its socket and was killed".to_owned(), describe)
+            } else {
+                guest.kill();
+                reason
+            };
+            // While the guest is locked: the reader sees the stream end as soon as it is killed, and would tell a reason of its own.
+            // And before the senders are dropped: whoever waits reads it then.
+            self.ended.set(ended).is_ok()
+        });
+        if ended_now {
+            self.pending().clear();
+        }
+    }
+}
+
+/// A call in the map of those that wait. When nobody waits any more it leaves, and the plugin is told.
+struct Waiting<'a> {
+    connection: &'a Arc<Connection>,
+    id: u64,
+    answered: bool,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.connection.pending().remove(&self.id);
+        if !self.answered && self.connection.ended.get().is_none() {
+            let (connection, cancel) = (Arc::clone(self.connection), frame::encode(Kind::Cancel, self.id, &[]));
+            tokio::spawn(async move { connection.send(&cancel).await });
+        }
+    }
+}
+
+async fn next_frame(reader: &mut BufReader<OwnedReadHalf>) -> Result<Frame, FrameError> {
+    let mut prefix = [0; 4];
+    match reader.read_exact(&mut prefix).await {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(FrameError::Ended),
+        other => other?,
+    };
+    let mut body = vec![0; frame::checked_length(prefix)?];
+    reader.read_exact(&mut body).await?;
+    frame::decode(body)
+}
+
+fn crashed(ended: &str) -> Outcome {
+    failed(CRASH_ERROR, format!("the plugin's process {ended}"))
+}
+
+/// Runs blocking code where the runtime allows it.
+pub(super) fn blocking<T>(body: impl FnOnce() -> T) -> T {
+    match tokio::runtime::Handle::current().runtime_flavor() {
+        tokio::runtime::RuntimeFlavor::MultiThread => tokio::task::block_in_place(body),
+        _ => body(),
+    }
+}
