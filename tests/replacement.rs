@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::support::versioned::{FILE, GoOn, app, lives, put, stops};
 use crate::support::worker::{Project, Worker};
-use crate::support::{TestApp, assert_says, returning};
+use crate::support::{Host, TestApp, assert_says, returning};
 
 async fn a_new_version_takes_over(isolation: &str) {
     let app = app(isolation).start().await;
@@ -91,6 +91,22 @@ async fn no_event_is_lost_or_doubled_here() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn no_event_is_lost_or_doubled_isolated() {
     under_load("process", 10).await;
+}
+
+/// Who withdraws trust from what runs is told so, and restarts: a lock file that somebody forgot to renew takes no plugin away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_that_vouches_for_other_bytes_leaves_what_runs() {
+    let app = app("in-process").start().await;
+    put(&app.place, "versioned_2");
+    let plugins = app.place.plugins();
+    Host::new(&app.place).args(["plugin", "lock", "--plugins"]).arg(&plugins).end().expect_code(0);
+    put(&app.place, "versioned_1");
+    let reason = app.refused_now("lock-mismatch").await;
+    assert_says(&reason, &["versioned 1.0.0", "is not in the lock file", "expected versioned 2.0.0"]);
+    put(&app.place, "versioned_2");
+    assert_eq!(app.replaced().await.changes.len(), 1, "the one that it vouches for comes in");
+    assert_eq!(app.versions().await, (json!(2), json!(2)));
+    app.running.stop().await;
 }
 
 async fn what_runs_ends_in_the_version_it_began_with(isolation: &str) {
