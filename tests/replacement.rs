@@ -250,7 +250,7 @@ fn a_watched_directory_replaces_by_itself() {
 fn without_a_plugin_directory_sighup_says_so_and_the_worker_goes_on() {
     let project = Project::sqlite(&[]);
     let tasks = r#"tasks.seven.command = ["echo", "7"]"#;
-    let host = crate::support::Host::new(&project.place).args(["worker", "--broker", &project.url]);
+    let host = Host::new(&project.place).args(["worker", "--broker", &project.url]);
     let mut worker = Worker::spawn(host.arg("--state-dir").arg(project.place.state()).set(tasks));
     worker.signal(Signal::HUP);
     worker.read_until("no plugin was replaced: no plugin directory is in use");
