@@ -1,4 +1,4 @@
-//! Takes candidates through the stages: read, manifest, static check, trust, probe, and what [`bring_up`](super::bring_up) does. Every
+//! Takes candidates through the stages: read, manifest, static check, trust, probe, and what `bring_up` does. Every
 //! candidate ends in a report; one that is refused never stops the others.
 
 use std::collections::BTreeMap;
