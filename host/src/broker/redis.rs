@@ -331,7 +331,7 @@ impl Broker for RedisBackend {
     fn finish(&self, batch: Arc<[Finish]>) -> Answer<'_, Vec<Lease>> {
         Box::pin(async move {
             let mut lost = Vec::new();
-            for part in batch.chunks(queue::MOST) {
+            for part in queue::parts(&batch) {
                 lost.extend(self.finish_part(part).await?);
             }
             Ok(lost)

@@ -162,8 +162,7 @@ impl Claim {
         let records: Vec<String> = batch.iter().map(|(finish, _)| keys.record(finish.lease.uuid)).collect();
         let name = self.name_batch();
         let mut note_missing = script::NOTE_MISSING.call(&keys.project);
-        let mut attempts = command("RPUSH", size + 1, 768 * size);
-        attempts.arg(keys.batch(&name));
+        let mut attempts: Vec<u8> = Vec::with_capacity(768 * size);
         let mut release = command("HDEL", size + 1, 40 * size);
         release.arg(&keys.leases);
         let mut items = command("ZREM", size + 1, 80 * size);
@@ -176,7 +175,6 @@ impl Claim {
         all.cmd("MULTI");
         note_missing.arg(&records);
         all.add_command(note_missing);
-        let mut failed = 0;
         for ((finish, before), key) in batch.iter().zip(&records) {
             let record = &finish.record;
             let flat = hash::of_ended(record, record.status, Some(&before.task));
@@ -185,19 +183,19 @@ impl Claim {
             for part in &flat {
                 write.arg(&**part);
             }
-            if let Some(attempt) = queue::attempt_of(finish) {
-                attempts.arg(attempt);
-                write.arg("attempts_at").arg(format!("{}{name}:{failed}", before.attempts_at));
-                failed += 1;
+            let first = attempts.len();
+            if let Some(length) = queue::write_attempt(&mut attempts, finish) {
+                write.arg("attempts_at").arg(format!("{}{name}:{first}:{length}", before.attempts_at));
             }
             all.add_command(write);
-            let uuid = finish.lease.uuid.to_string();
+            let mut text = Uuid::encode_buffer();
+            let uuid = &*finish.lease.uuid.hyphenated().encode_lower(&mut text);
             ended.arg(format!("{} {uuid}", repr(record.updated_at)));
             release.arg(uuid);
             items.arg(&before.item);
         }
-        if let Some((finish, _)) = batch.last().filter(|_| failed > 0) {
-            all.add_command(attempts);
+        if let Some((finish, _)) = batch.last().filter(|_| !attempts.is_empty()) {
+            all.cmd("SET").arg(keys.batch(&name)).arg(attempts);
             all.cmd("ZADD").arg(&keys.attempts).arg(repr(finish.record.updated_at)).arg(name);
         }
         all.add_command(release).add_command(items).add_command(ended);

@@ -310,15 +310,15 @@ impl Hash {
         self.text("attempts_at").ok().flatten().unwrap_or_default()
     }
 
-    /// Where the attempts that failed stand: the name of a batch, and the place in it.
-    pub(super) fn attempts_at(&self) -> Vec<(&str, usize)> {
+    /// Where the attempts that failed stand: the name of a batch, the first byte in it, and how many.
+    pub(super) fn attempts_at(&self) -> Vec<(&str, usize, usize)> {
         // Others may have written it; what names no place is passed over.
-        self.attempts_text()
-            .split(' ')
-            .filter_map(|at| at.split_once(':'))
-            .filter(|(batch, _)| is_batch(batch))
-            .filter_map(|(batch, place)| Some((batch, place.parse().ok()?)))
-            .collect()
+        fn place(at: &str) -> Option<(&str, usize, usize)> {
+            let mut parts = at.splitn(3, ':');
+            let (batch, first, length) = (parts.next()?, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+            (is_batch(batch) && length > 0).then_some((batch, first, length))
+        }
+        self.attempts_text().split(' ').filter_map(place).collect()
     }
 
     /// The record, or why there is none in it.

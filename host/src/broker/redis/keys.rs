@@ -77,7 +77,7 @@ impl Keys {
         format!("qtasks-host:{}:cancel:{worker}", self.project)
     }
 
-    /// The attempts of a batch, each with who was asked about it.
+    /// The attempts of a batch, each with who was asked about it: JSON, a line each.
     pub(super) fn batch(&self, batch: &str) -> String {
         format!("{}:{batch}", self.attempts)
     }

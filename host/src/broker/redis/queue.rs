@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use qtasks_plugin_api::ErrorBody;
 use redis::Value;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -14,13 +15,16 @@ use super::python_json::repr;
 use super::script;
 use crate::broker::error::{BrokerError, BrokerErrorKind};
 use crate::broker::record::{Record, TaskStatus, unix_now};
-use crate::broker::{Again, Finish, Lease, Taken};
+use crate::broker::{Again, Attempt, Finish, Lease, Taken};
 use crate::task::Task;
+use crate::trigger::Decision;
 
 /// So many tasks at the head of the queue are looked at for those of a higher priority.
 const WINDOW: usize = 256;
 /// Most tasks in one call: the server does nothing else meanwhile.
 pub(super) const MOST: usize = 512;
+/// Most that they say in one call, in bytes; a task that says more has a call of its own.
+const ROOM: usize = 8 << 20;
 
 /// A task as a script hands it out: its item, its uuid, its delivery.
 pub(super) type Handed = (Vec<u8>, String, i64);
@@ -175,21 +179,63 @@ pub(super) async fn finish(
     Ok(batch.iter().map(|(finish, _)| finish.lease).filter(is_lost).collect())
 }
 
-/// A failed attempt as its batch keeps it.
+/// Ends of tasks in parts that fit into one call each.
+pub(super) fn parts(batch: &[Finish]) -> impl Iterator<Item = &[Finish]> {
+    let mut rest = batch;
+    std::iter::from_fn(move || {
+        let mut said = 0;
+        let fits = |finish: &&Finish| {
+            said += weight(finish);
+            said <= ROOM
+        };
+        let count = rest.iter().take(MOST).take_while(fits).count().max(1).min(rest.len());
+        let (part, after) = rest.split_at(count);
+        rest = after;
+        (!part.is_empty()).then_some(part)
+    })
+}
+
+/// About how many bytes this end of a task is, where it has many.
+fn weight(Finish { record, retry, attempt, .. }: &Finish) -> usize {
+    let error = |error: &ErrorBody| error.message.len() + error.args.get().len() + error.kwargs.get().len();
+    let of_attempt = |attempt: &Attempt| {
+        let decisions = attempt.decisions.iter().filter_map(|decision| decision.failure.as_deref());
+        error(&attempt.error) + decisions.map(error).sum::<usize>()
+    };
+    let arguments = record.task.args.get().len() + record.task.kwargs.get().len();
+    let texts = [&record.traceback, &record.cancel_reason, &record.dead_letter].into_iter().flatten().map(String::len);
+    record.returning.as_ref().map_or(0, |json| json.get().len())
+        + record.error.as_deref().map_or(0, error)
+        + attempt.as_ref().map_or(0, of_attempt)
+        + texts.sum::<usize>()
+        + record.extras.values().map(|json| json.get().len()).sum::<usize>()
+        + retry.map_or(0, |_| arguments)
+}
+
+/// A failed attempt as its batch keeps it. Its fields one by one: flattened, they cost twice the time.
 #[derive(serde::Serialize)]
 struct AttemptEntry<'a> {
     uuid: Uuid,
     task_name: &'a str,
-    #[serde(flatten)]
-    attempt: &'a crate::broker::Attempt,
+    attempt: u32,
+    at: f64,
+    seconds: f64,
+    error: &'a ErrorBody,
+    #[serde(skip_serializing_if = "<[Decision]>::is_empty")]
+    decisions: &'a [Decision],
 }
 
-/// The attempt that failed, if one did, as JSON.
-pub(super) fn attempt_of(finish: &Finish) -> Option<String> {
-    let attempt = finish.attempt.as_ref()?;
-    let entry = AttemptEntry { uuid: finish.lease.uuid, task_name: &finish.record.task.name, attempt };
+/// Adds the attempt that failed, if one did, as a line of JSON; gives its length.
+pub(super) fn write_attempt(lines: &mut Vec<u8>, finish: &Finish) -> Option<usize> {
+    let Attempt { attempt, at, seconds, error, decisions } = finish.attempt.as_ref()?;
+    let (uuid, task_name) = (finish.lease.uuid, &*finish.record.task.name);
+    let entry = AttemptEntry { uuid, task_name, attempt: *attempt, at: *at, seconds: *seconds, error, decisions };
+    let first = lines.len();
     // An attempt holds nothing that has no JSON form.
-    serde_json::to_string(&entry).ok()
+    serde_json::to_writer(&mut *lines, &entry).ok()?;
+    let length = lines.len() - first;
+    lines.push(b'\n');
+    Some(length)
 }
 
 /// The id of the retry that follows this delivery: the same however often its end is sent.
@@ -202,7 +248,9 @@ fn child_of(lease: Lease) -> Uuid {
 
 fn one_finish(call: &mut redis::Cmd, finish: &Finish, before: Option<&Before>) {
     let Finish { lease, record, retry, attempt } = finish;
-    call.arg(attempt_of(finish).unwrap_or_default());
+    let mut line = Vec::new();
+    write_attempt(&mut line, finish);
+    call.arg(line);
     call.arg(before.map_or("", |before| &before.attempts_at));
     let before = before.map(|before| &before.task);
     let Some(Again { after, left }) = *retry else {
@@ -368,6 +416,20 @@ pub(super) async fn detach(link: &Link, keys: &Keys, worker: Uuid) -> Result<u64
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_call_holds_more_than_there_is_room_for() {
+        let ended = |bytes: usize| {
+            let mut record = Record::new(Task::new("add").expect("a name"));
+            record.returning = serde_json::value::to_raw_value(&"x".repeat(bytes)).ok();
+            Finish { lease: Lease { uuid: record.task.uuid, delivery: 1 }, record, retry: None, attempt: None }
+        };
+        let sizes = |batch: &[Finish]| parts(batch).map(<[Finish]>::len).collect::<Vec<_>>();
+        assert_eq!(sizes(&[]), [0; 0]);
+        assert_eq!(sizes(&vec![ended(10); MOST + 1]), [MOST, 1]);
+        let large = ROOM / 3;
+        assert_eq!(sizes(&[ended(large), ended(large), ended(large), ended(ROOM * 2), ended(1), ended(1)]), [2, 1, 1, 2]);
+    }
 
     #[test]
     fn a_retry_has_one_id_for_each_delivery_that_qtasks_reads() {

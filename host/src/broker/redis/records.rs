@@ -73,10 +73,12 @@ pub(super) async fn get(link: &Link, keys: &Keys, uuid: Uuid) -> Result<Option<R
 
 /// The attempts of a record that failed.
 async fn history(link: &Link, keys: &Keys, hash: &Hash) -> Result<Vec<Attempt>, BrokerError> {
-    let ask = |(batch, place): (&str, usize)| redis::cmd("LINDEX").arg(keys.batch(batch)).arg(place).to_owned();
-    let found: Vec<Option<Vec<u8>>> = together(link, hash.attempts_at().into_iter().map(ask)).await?;
-    // What was pruned is gone.
-    Ok(found.into_iter().flatten().filter_map(|json| serde_json::from_slice(&json).ok()).collect())
+    let ask = |(batch, first, length): (&str, usize, usize)| {
+        redis::cmd("GETRANGE").arg(keys.batch(batch)).arg(first).arg(first.saturating_add(length - 1)).to_owned()
+    };
+    let found: Vec<Vec<u8>> = together(link, hash.attempts_at().into_iter().map(ask)).await?;
+    // What was pruned is gone, and its place empty.
+    Ok(found.into_iter().filter_map(|json| serde_json::from_slice(&json).ok()).collect())
 }
 
 /// Records, the latest first.
@@ -200,10 +202,11 @@ pub(super) async fn decisions(
         }
         // What others add meanwhile moves the rest on, so that some of it is met again.
         batches.retain(|batch| seen.insert(batch.clone()));
-        let ask = |batch: &String| redis::cmd("LRANGE").arg(keys.batch(batch)).arg(0).arg(-1).to_owned();
-        let attempts: Vec<Vec<Vec<u8>>> = together(link, batches.iter().map(ask)).await?;
-        for json in attempts.into_iter().flat_map(|batch| batch.into_iter().rev()) {
-            let Some(entry) = read_entry(&json).filter(|entry| uuid.is_none_or(|uuid| uuid == entry.uuid)) else { continue };
+        let ask = |batch: &String| redis::cmd("GET").arg(keys.batch(batch)).to_owned();
+        let attempts: Vec<Option<Vec<u8>>> = together(link, batches.iter().map(ask)).await?;
+        let lines = attempts.iter().flatten().flat_map(|batch| batch.split(|byte| *byte == b'\n').rev());
+        for json in lines.filter(|line| !line.is_empty()) {
+            let Some(entry) = read_entry(json).filter(|entry| uuid.is_none_or(|uuid| uuid == entry.uuid)) else { continue };
             found.extend(decisions_of(entry));
             if found.len() >= limit {
                 found.truncate(limit);

@@ -1,5 +1,5 @@
 -- Records what became of attempts, each whole or not at all. ARGV: how many, the name of this batch of attempts, then uuid, delivery, time
--- and status of each, then for each: attempt ('' or JSON), where the attempts before it stand ('' or places), the number of fields and
+-- and status of each, then for each: attempt ('' or a line of JSON), where the attempts before it stand ('' or places), the number of fields and
 -- values, these; child ('' or a uuid), and with a child its item, its due time ('' or seconds), the number of fields and values, these.
 -- Gives the uuids whose lease was lost.
 local wrong = wrong_type()
@@ -32,14 +32,15 @@ for number, uuid in ipairs(uuids) do
     end
 end
 
--- The attempts of a batch stand in a list; each record says where its own are.
+-- The attempts of a batch stand in one text; each record says where its own are: batch, first byte, length.
 if #failed > 0 then
-    local texts = {}
+    local lines, length = {}, 0
     for place, one in ipairs(failed) do
-        texts[place] = one.attempt
-        one.where = one.before .. batch .. ':' .. (place - 1)
+        lines[place] = one.attempt
+        one.where = one.before .. batch .. ':' .. length .. ':' .. (#one.attempt - 1)
+        length = length + #one.attempt
     end
-    redis.call('RPUSH', own .. 'attempts:' .. batch, unpack(texts))
+    redis.call('SET', own .. 'attempts:' .. batch, table.concat(lines))
     redis.call('ZADD', attempts, failed[#failed].time, batch)
 end
 

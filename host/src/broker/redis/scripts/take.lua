@@ -16,39 +16,53 @@ for _, item in ipairs(due) do
     end
 end
 
-local items = {}
 local waiting = redis.call('LRANGE', queue, 0, math.max(window, most) - 1)
-local lowest, overtaken = math.huge, false
-local priorities = {}
-for place, item in ipairs(waiting) do
-    -- Nearly all have none, and this is what most of the time here goes to.
-    local priority = string.sub(item, -2) ~= ':0' and tonumber(string.match(item, ':(-?%d+)$')) or 0
-    priorities[place] = priority
-    if place <= most then
-        lowest = math.min(lowest, priority)
-    elseif priority > lowest then
-        overtaken = true
+local count = math.min(most, #waiting)
+
+-- Nearly all items end in ":0". What is done for each of so many is kept short.
+local function all_alike()
+    for place = 1, #waiting do
+        local colon, zero = string.byte(waiting[place], -2, -1)
+        if zero ~= 48 or colon ~= 58 then return false end
     end
+    return true
 end
-if overtaken then
-    local places = {}
-    for place in ipairs(waiting) do places[place] = place end
+
+-- The places of those to take where some have a priority; nil: just the first ones.
+local function overtaking()
+    local lowest, overtaken = math.huge, false
+    local priorities, places = {}, {}
+    for place, item in ipairs(waiting) do
+        local priority = tonumber(string.match(item, ':(-?%d+)$')) or 0
+        priorities[place], places[place] = priority, place
+        if place <= most then
+            lowest = math.min(lowest, priority)
+        elseif priority > lowest then
+            overtaken = true
+        end
+    end
+    if not overtaken then return nil end
     table.sort(places, function(a, b)
         if priorities[a] ~= priorities[b] then return priorities[a] > priorities[b] end
         return a < b
     end)
-    for number = 1, most do
-        local item = waiting[places[number]]
-        redis.call('LREM', queue, 1, item)
-        items[#items + 1] = item
+    return places
+end
+
+local items = waiting
+local places = not all_alike() and overtaking()
+if places then
+    items = {}
+    for number = 1, count do
+        items[number] = waiting[places[number]]
+        redis.call('LREM', queue, 1, items[number])
     end
-elseif #waiting > 0 then
-    for place = 1, math.min(most, #waiting) do items[place] = waiting[place] end
-    redis.call('LTRIM', queue, #items, -1)
+elseif count > 0 then
+    redis.call('LTRIM', queue, count, -1)
 end
 
 local next_due = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2] or ''
-if #items == 0 then return {{}, 0, next_due, 0} end
+if count == 0 then return {{}, 0, next_due, 0} end
 
 -- What no worker of any kind can run becomes a record of its own, with the reason, where people and clients find it.
 local function set_aside(item, reason)
@@ -63,19 +77,24 @@ local function set_aside(item, reason)
     have_ended({now .. ' ' .. uuid})
 end
 
+local four = '%x%x%x%x'
+local uuid_shape = four .. four .. '%-' .. four .. '%-' .. four .. '%-' .. four .. '%-' .. four .. four .. four
+local plain_item, any_item = '^:(' .. uuid_shape .. '):0$', ':(' .. uuid_shape .. '):([^:]*)$'
 local uuids, items_of, priorities_of = {}, {}, {}
-for _, item in ipairs(items) do
-    local uuid, priority = string.match(item, ':([^:]*):([^:]*)$')
-    if not uuid or #uuid ~= 36 or not string.find(uuid, '^%x+%-%x%x%x%x%-%x%x%x%x%-%x%x%x%x%-%x+$') or string.sub(uuid, 9, 9) ~= '-' then
+for place = 1, count do
+    local item = items[place]
+    local uuid, priority = string.match(item, plain_item, -39), '0'
+    if not uuid then uuid, priority = string.match(item, any_item) end
+    if not uuid then
         set_aside(item, 'its item in the queue is not task_name:uuid:priority')
     else
         local number = #uuids + 1
-        uuids[number] = string.find(uuid, '%u') and string.lower(uuid) or uuid
+        uuids[number] = string.lower(uuid)
         items_of[number] = item
         priorities_of[number] = priority == '0' and 0 or tonumber(string.match(priority, '^-?%d+$') or '') or 0
     end
 end
-if #uuids == 0 then return {{}, 0, next_due, #items} end
+if #uuids == 0 then return {{}, 0, next_due, count} end
 
 local taken, held, running, seen = {}, {}, {}, {}
 local leased = redis.call('HMGET', leases, unpack(uuids))
@@ -101,4 +120,4 @@ for place, uuid in ipairs(uuids) do
 end
 call_over('HSET', leases, held)
 call_over('ZADD', process, running)
-return {taken, first, next_due, #items}
+return {taken, first, next_due, count}
