@@ -19,6 +19,7 @@ pub(crate) mod library;
 pub mod load_error;
 pub mod start_watch;
 pub mod inspected;
+mod read_ahead;
 pub mod report;
 pub mod loader;
 pub(crate) mod bring_up;

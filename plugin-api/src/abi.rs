@@ -13,6 +13,7 @@ use abi_stable::std_types::{RStr, RString};
 
 pub mod exported;
 pub mod loaded;
+mod same_layout;
 
 #[cfg(test)]
 mod layout_test;

@@ -26,6 +26,7 @@ faults! {
     hosts_at_once: "several hosts start on one state directory" => "each probes or believes; none is disturbed";
     a_mended_file: "a quarantined file is replaced" => "the new bytes are probed and run";
     lifted_by_hand: "a quarantine is lifted" => "probed again, and back in quarantine if it is no better";
+    no_guest_program: "the guest program is another: it ends, it says nothing, it says something else" => "nothing new is loaded, nothing is in quarantine for it";
     culprits_garbage: "the record of culprits is garbage" => "left out, the good lines count";
 }
 
@@ -260,4 +261,35 @@ fn culprits_garbage() {
     let ended = run(&place).with_input(RAISE).expect_code(1);
     refused(&ended, "documented_example", "quarantined", &["the host ended (signal 11)", "(killed-the-host)"]);
     assert_eq!(ended.result()["error"]["message"], "sea is frozen");
+}
+
+/// A library is not to blame for what another program does that was never given it.
+fn no_guest_program() {
+    let place = beside_good_ones("fallback");
+    for (script, said) in [
+        ("exit 0", "it ended with exit(0) before it asked for its library"),
+        (
+            "echo 'no such option' >&2; exit 2",
+            "it ended with exit(2) before it asked for its library; its last words: no such option",
+        ),
+        ("exec 0>&-; exec sleep 600", "it closed its standard input before it asked for its library"),
+        ("exec sleep 600", "it did not ask for its library within 1 s"),
+        ("echo hello >&0; exec sleep 600", "it wrote something else than the first words of a guest"),
+        (
+            // Length, kind and id of a frame, and a version.
+            "printf '\\016\\0\\0\\0\\t\\0\\0\\0\\0\\0\\0\\0\\0' >&0; printf 9.9.9 >&0; exec sleep 600",
+            "it is \"9.9.9\", this host is",
+        ),
+    ] {
+        let program = place.write("guest", &format!("#!/bin/sh\n{script}\n"));
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("the file is ours");
+        let host = run(&place).arg("--guest-program").arg(&program).args(["--probe-deadline", "1"]);
+        let ended = answered(host.with_input(RAISE));
+        refused(&ended, "fallback", "probe-failed", &[said, "name the qtasks-host binary with `guest_program`"]);
+    }
+    assert!(quarantine(&place).is_empty());
+    assert!(
+        answered(run(&place).with_input(RAISE)).stderr.lines().all(|line| !line.contains("refused")),
+        "probed by the right one"
+    );
 }

@@ -202,3 +202,35 @@ fn a_name_with_a_byte_that_ends_texts_in_c_leaves_nothing_behind() {
     interop.assert_nothing_left();
     assert!(worker.stop().0.success());
 }
+
+#[test]
+fn what_others_write_among_this_programs_keys_loses_nothing_and_hides_nothing() {
+    let Some(interop) = Interop::start() else { return };
+    let server = &interop.server;
+    let own = |name: &str| format!("qtasks-host:QueueTasks:{name}");
+    let project = interop.project(&["documented_example"]);
+    let fails = r#"tasks.fails.command = ["sh", "-c", "exit 3"]"#;
+    let mut worker = project.start(&[fails]);
+    let first = project.add(&["fails"]);
+    assert_has(&project.wait(&first), &json!({"status": "success", "returning": 123}));
+
+    // Places of attempts that are none, a list where a text is expected, and one that would be answered with more than is read of anything.
+    let good = server.hash(&key(&first))["attempts_at"].clone();
+    server.command::<()>(&["RPUSH", &own("attempts:0aff"), "an element"]);
+    server.command::<()>(&["ZADD", &own("attempts"), "1e12", "0aff"]);
+    let bad = "0aff:0:9 0aff:0 0aff:x:1 0aff:9223372036854775808:1 0aff:4294967295:1 0a/ff:0:9 : ::";
+    server.command::<()>(&["HSET", &key(&first), "attempts_at", &format!("{bad} {good} 0aff:0:4294967295 {good}")]);
+    let history = |uuid: &str| project.json(&["task", "get", uuid], 0)["history"].as_array().map(Vec::len);
+    assert_eq!(history(&first), Some(1), "what names an attempt, up to what asks for too much");
+    assert_eq!(project.client(&["decisions", "list", "--json"]).end().expect_code(0).results().len(), 1);
+
+    // A text where numbers of deliveries are counted: an error, again and again, until somebody takes it away; the task still waits.
+    server.command::<()>(&["SET", &own("deliveries"), "many"]);
+    let second = project.add(&["fails"]);
+    worker.read_until("not an integer");
+    assert_eq!(server.command::<u64>(&["LLEN", QUEUE]), 1);
+    server.command::<()>(&["SET", &own("deliveries"), "1000"]);
+    assert_has(&project.wait(&second), &json!({"status": "success", "returning": 123}));
+    let (status, said) = worker.stop();
+    assert!(status.success(), "{said}");
+}

@@ -172,7 +172,7 @@ pub enum Storage<'a> {
 /// A library's sealed copy, with its bytes at hand for the checks.
 ///
 /// The bytes are a `Vec`: a mapping would need `unsafe` and would save nothing that lasts. They are dropped, before the library
-/// is opened, by [`into_sealed`](Self::into_sealed), so that of 200 plugins only one is held twice.
+/// is opened, by [`into_sealed`](Self::into_sealed), so that of 200 plugins only the one that is loaded and the next one are held twice.
 #[derive(Debug)]
 pub struct LibraryBytes {
     bytes: Vec<u8>,

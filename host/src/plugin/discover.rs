@@ -110,7 +110,7 @@ pub struct Found {
 }
 
 /// The candidates of a directory in the order of their names. Each file is opened when its turn comes, so that 10,000 candidates
-/// need one descriptor and not 10,000.
+/// need a few descriptors and not 10,000.
 #[derive(Debug)]
 pub struct Discovered {
     directory: Arc<PluginDirectory>,

@@ -11,13 +11,14 @@ use std::time::Duration;
 use qtasks_plugin_api::abi::loaded::Layout;
 
 use super::culprit::{self, Record};
-use super::discover::{Candidate, DiscoverError, Found, PluginDirectory, discover};
+use super::discover::{Candidate, DiscoverError, FileError, PluginDirectory, discover};
 use super::elf;
 use super::inspected::Inspected;
 use super::instance::{Origin, Plugin};
 use super::load_error::LoadErrorKind;
 use super::manifest::Manifest;
 use super::probe::{self, QuarantinedError};
+use super::read_ahead::{self, Read};
 use super::report::{LoadReport, LoadState};
 use super::settings::PluginSettings;
 use super::start_watch::StartWatch;
@@ -75,13 +76,13 @@ impl Loader<'_> {
         let discovered = discover(directory, self.policy.trust.strictness)?;
         log_cautions(discovered.directory());
         let trust = Trust::new(&self.policy.trust, Arc::clone(discovered.directory()));
-        for found in discovered {
-            let report = self.load_found(found, &trust, loaded);
+        read_ahead::each(discovered, |read| {
+            let report = self.load_read(read, &trust, loaded);
             if let Some(error) = &report.error {
                 tracing::warn!(path = %shown(&error.path), code = error.kind.code(), "plugin refused: {}", chain(&error.kind));
             }
             loaded.reports.push(report);
-        }
+        });
         loaded.keep_what_was_refused();
         loaded.plugins.sort_by(|left, right| left.name().cmp(right.name()));
         Ok(())
@@ -99,7 +100,7 @@ impl Loader<'_> {
         log_cautions(discovered.directory());
         let trust = Trust::new(&self.policy.trust, Arc::clone(discovered.directory()));
         for found in discovered {
-            log_file_cautions(&found);
+            log_file_cautions(&found.cautions);
             let mut report = LoadReport::look_at_found(found, &verdicts, &trust, self.settings);
             if let Some(name) = report.name().map(str::to_owned).filter(|_| report.state == LoadState::Found) {
                 let enabled = self.settings.get(&name).is_none_or(|settings| settings.enabled);
@@ -129,15 +130,15 @@ impl Loader<'_> {
         };
         let found = directory.candidate(candidate.path.file_name().unwrap_or(OsStr::new("")));
         let mut loaded = Loaded { plugins: std::mem::take(plugins), ..Loaded::default() };
-        let report = self.load_found(found, &Trust::new(&self.policy.trust, directory), &mut loaded);
+        let report = self.load_read(found.into(), &Trust::new(&self.policy.trust, directory), &mut loaded);
         *plugins = loaded.plugins;
         report
     }
 
-    fn load_found(&self, found: Found, trust: &Trust<'_>, loaded: &mut Loaded) -> LoadReport {
-        log_file_cautions(&found);
-        let mut report = LoadReport::new(&found.candidate);
-        match self.stages(found, trust, loaded, &mut report) {
+    fn load_read(&self, read: Read, trust: &Trust<'_>, loaded: &mut Loaded) -> LoadReport {
+        log_file_cautions(&read.cautions);
+        let mut report = LoadReport::new(&read.candidate);
+        match read.inspected.and_then(|inspected| self.stages(inspected, trust, loaded, &mut report)) {
             Ok(Some(plugin)) => {
                 report.state = LoadState::Running;
                 loaded.take_in(plugin, &report.path);
@@ -150,12 +151,11 @@ impl Loader<'_> {
 
     fn stages(
         &self,
-        found: Found,
+        inspected: Inspected,
         trust: &Trust<'_>,
         loaded: &Loaded,
         report: &mut LoadReport,
     ) -> Result<Option<Arc<Plugin>>, LoadErrorKind> {
-        let inspected = Inspected::open(found)?;
         let manifest = report.manifest.insert(inspected.manifest().clone());
         let settings = self.settings.get(&manifest.name).cloned().unwrap_or_default();
         if !settings.enabled {
@@ -225,8 +225,8 @@ fn log_cautions(directory: &PluginDirectory) {
     }
 }
 
-fn log_file_cautions(found: &Found) {
-    for caution in &found.cautions {
+fn log_file_cautions(cautions: &[FileError]) {
+    for caution in cautions {
         tracing::warn!(code = caution.code(), "{}", chain(caution));
     }
 }

@@ -61,9 +61,11 @@ pub(super) fn probe(
     verdicts: &Verdicts,
     deadline: Duration,
 ) -> Result<(), ProbeError> {
-    verdicts.begin(subject)?;
     let start = start(manifest, subject, deadline);
-    let probed = Guest::start(program, library, &start).and_then(|mut guest| {
+    let mut guest = Guest::spawn(program, &start).map_err(ProbeError::Failed)?;
+    // The process comes up meanwhile: noting this so that a power cut does not lose it takes a disk as long.
+    verdicts.begin(subject)?;
+    let probed = guest.hand_over(library, &start, deadline).and_then(|()| {
         let mut report = guest.report(deadline)?;
         if report.sandbox != SandboxLevel::Full {
             tracing::info!(path = %shown(&subject.path), sandbox = ?report.sandbox, "this kernel does not enforce the probe's whole sandbox");

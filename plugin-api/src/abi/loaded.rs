@@ -9,11 +9,12 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-use abi_stable::library::{AbiHeaderRef, LibHeader, LibraryError};
+use abi_stable::StableAbi as _;
+use abi_stable::library::{AbiHeaderRef, LibHeader, LibraryError, RootModule as _};
 use abi_stable::std_types::RStr;
 use serde_json::value::RawValue;
 
-use super::{AbiCall, AbiCompletion, AbiHost, AbiOutcome, PluginModuleRef, exported, kind};
+use super::{AbiCall, AbiCompletion, AbiHost, AbiOutcome, PluginModuleRef, exported, kind, same_layout};
 use crate::answer::Directive;
 use crate::bounds::{self, BoundsError};
 use crate::error::ErrorBody;
@@ -87,10 +88,11 @@ impl Module {
         // promises that `symbol` points to one for the rest of the process.
         let header = unsafe { std::mem::transmute::<*const (), AbiHeaderRef>(symbol) };
         let header: &'static LibHeader = header.upgrade().map_err(module_error)?;
-        let module = match layout {
-            Layout::Compare => header.init_root_module::<PluginModuleRef>(),
-            // SAFETY: the caller promises that the layout of exactly these bytes was compared before.
-            Layout::ComparedBefore => unsafe { header.init_root_module_with_unchecked_layout::<PluginModuleRef>() },
+        let module = if layout == Layout::ComparedBefore || is_this_version(header) {
+            // SAFETY: the caller promises that the layout of exactly these bytes was compared before, or it was compared just now.
+            unsafe { header.init_root_module_with_unchecked_layout::<PluginModuleRef>() }
+        } else {
+            header.init_root_module::<PluginModuleRef>()
         };
         module.map(Self).map_err(module_error)
     }
@@ -126,6 +128,12 @@ impl Module {
             _ => Ok(Instance { module: self.0, pointer: created.instance }),
         }
     }
+}
+
+/// Whether the library was built from the same description of the boundary, so that there is nothing to compare.
+fn is_this_version(header: &LibHeader) -> bool {
+    header.version_strings().version == PluginModuleRef::VERSION_STRINGS.version
+        && header.layout().is_some_and(|theirs| same_layout::same(PluginModuleRef::LAYOUT, theirs))
 }
 
 fn module_error(error: LibraryError) -> ModuleError {

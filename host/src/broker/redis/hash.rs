@@ -310,15 +310,22 @@ impl Hash {
         self.text("attempts_at").ok().flatten().unwrap_or_default()
     }
 
-    /// Where the attempts that failed stand: the name of a batch, the first byte in it, and how many.
-    pub(super) fn attempts_at(&self) -> Vec<(&str, usize, usize)> {
+    /// Where the attempts that failed stand: the name of a batch, the first byte in it, and how many. Not more of them than is read of
+    /// anything.
+    pub(super) fn attempts_at(&self) -> Vec<(&str, u32, u32)> {
         // Others may have written it; what names no place is passed over.
-        fn place(at: &str) -> Option<(&str, usize, usize)> {
+        fn place(at: &str) -> Option<(&str, u32, u32)> {
             let mut parts = at.splitn(3, ':');
             let (batch, first, length) = (parts.next()?, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
             (is_batch(batch) && length > 0).then_some((batch, first, length))
         }
-        self.attempts_text().split(' ').filter_map(place).collect()
+        let mut room = bounds::MAX_BYTES;
+        let fits = |(_, _, length): &(&str, u32, u32)| {
+            let left = room.checked_sub(*length as usize);
+            room = left.unwrap_or_default();
+            left.is_some()
+        };
+        self.attempts_text().split(' ').filter_map(place).take_while(fits).collect()
     }
 
     /// The record, or why there is none in it.

@@ -196,8 +196,12 @@ pub(super) fn parts(batch: &[Finish]) -> impl Iterator<Item = &[Finish]> {
 }
 
 /// About how many bytes this end of a task is, where it has many.
-fn weight(Finish { record, retry, attempt, .. }: &Finish) -> usize {
-    let error = |error: &ErrorBody| error.message.len() + error.args.get().len() + error.kwargs.get().len();
+fn weight(Finish { record, attempt, .. }: &Finish) -> usize {
+    let error = |error: &ErrorBody| {
+        let texts = [&*error.kind, &error.message, error.args.get(), error.kwargs.get()].into_iter();
+        let causes = error.causes.iter().chain(&error.location).map(String::len);
+        texts.map(str::len).chain(causes).sum::<usize>()
+    };
     let of_attempt = |attempt: &Attempt| {
         let decisions = attempt.decisions.iter().filter_map(|decision| decision.failure.as_deref());
         error(&attempt.error) + decisions.map(error).sum::<usize>()
@@ -205,11 +209,12 @@ fn weight(Finish { record, retry, attempt, .. }: &Finish) -> usize {
     let arguments = record.task.args.get().len() + record.task.kwargs.get().len();
     let texts = [&record.traceback, &record.cancel_reason, &record.dead_letter].into_iter().flatten().map(String::len);
     record.returning.as_ref().map_or(0, |json| json.get().len())
-        + record.error.as_deref().map_or(0, error)
+        + [&record.error, &record.original_error].into_iter().flatten().map(|body| error(body)).sum::<usize>()
         + attempt.as_ref().map_or(0, of_attempt)
         + texts.sum::<usize>()
         + record.extras.values().map(|json| json.get().len()).sum::<usize>()
-        + retry.map_or(0, |_| arguments)
+        // A retry takes them along, and so does a record of which is not known how it was.
+        + arguments
 }
 
 /// A failed attempt as its batch keeps it. Its fields one by one: flattened, they cost twice the time.
@@ -231,8 +236,13 @@ pub(super) fn write_attempt(lines: &mut Vec<u8>, finish: &Finish) -> Option<usiz
     let (uuid, task_name) = (finish.lease.uuid, &*finish.record.task.name);
     let entry = AttemptEntry { uuid, task_name, attempt: *attempt, at: *at, seconds: *seconds, error, decisions };
     let first = lines.len();
-    // An attempt holds nothing that has no JSON form.
-    serde_json::to_writer(&mut *lines, &entry).ok()?;
+    if serde_json::to_writer(&mut *lines, &entry).is_err() {
+        // Not met: an attempt holds nothing that has no JSON form.
+        lines.truncate(first);
+        return None;
+    }
+    // Plugins and tasks may write their JSON over several lines, between its words; within strings there are none.
+    lines[first..].iter_mut().filter(|byte| **byte == b'\n').for_each(|byte| *byte = b' ');
     let length = lines.len() - first;
     lines.push(b'\n');
     Some(length)
@@ -421,7 +431,9 @@ mod tests {
     fn no_call_holds_more_than_there_is_room_for() {
         let ended = |bytes: usize| {
             let mut record = Record::new(Task::new("add").expect("a name"));
-            record.returning = serde_json::value::to_raw_value(&"x".repeat(bytes)).ok();
+            let mut error = ErrorBody::new("E", "");
+            error.causes = vec!["x".repeat(bytes)];
+            record.error = Some(Box::new(error));
             Finish { lease: Lease { uuid: record.task.uuid, delivery: 1 }, record, retry: None, attempt: None }
         };
         let sizes = |batch: &[Finish]| parts(batch).map(<[Finish]>::len).collect::<Vec<_>>();
@@ -429,6 +441,23 @@ mod tests {
         assert_eq!(sizes(&vec![ended(10); MOST + 1]), [MOST, 1]);
         let large = ROOM / 3;
         assert_eq!(sizes(&[ended(large), ended(large), ended(large), ended(ROOM * 2), ended(1), ended(1)]), [2, 1, 1, 2]);
+    }
+
+    #[test]
+    fn an_attempt_is_one_line_however_its_json_was_written() {
+        let record = Record::new(Task::new("add").expect("a name"));
+        let mut error = ErrorBody::new("E", "two\nlines");
+        error.kwargs = serde_json::value::RawValue::from_string("{\"a\":\n{\"b\": \"c\\n\"}\n}".to_owned()).expect("JSON");
+        let attempt = Attempt { attempt: 1, at: 1.0, seconds: 0.5, error: Box::new(error.clone()), decisions: Vec::new() };
+        let lease = Lease { uuid: record.task.uuid, delivery: 1 };
+        let finish = Finish { lease, record, retry: None, attempt: Some(attempt) };
+        let mut lines = b"before\n".to_vec();
+        let length = write_attempt(&mut lines, &finish).expect("there is one");
+        let lines: Vec<&[u8]> = lines.split(|byte| *byte == b'\n').collect();
+        let [_, line, []] = &*lines else { panic!("{lines:?}") };
+        assert_eq!(line.len(), length);
+        let read: Attempt = serde_json::from_slice(line).expect("an attempt");
+        assert_eq!((read.error.message, read.error.kwargs.get()), (error.message, "{\"a\": {\"b\": \"c\\n\"} }"));
     }
 
     #[test]

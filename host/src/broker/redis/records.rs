@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use redis::{Cmd, FromRedisValue, Pipeline, Value};
+use redis::{Cmd, FromRedisValue, Pipeline, RedisResult, Value};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -73,12 +73,19 @@ pub(super) async fn get(link: &Link, keys: &Keys, uuid: Uuid) -> Result<Option<R
 
 /// The attempts of a record that failed.
 async fn history(link: &Link, keys: &Keys, hash: &Hash) -> Result<Vec<Attempt>, BrokerError> {
-    let ask = |(batch, first, length): (&str, usize, usize)| {
-        redis::cmd("GETRANGE").arg(keys.batch(batch)).arg(first).arg(first.saturating_add(length - 1)).to_owned()
-    };
-    let found: Vec<Vec<u8>> = together(link, hash.attempts_at().into_iter().map(ask)).await?;
+    let places = hash.attempts_at();
+    if places.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut ask = Pipeline::new();
+    // What others wrote may name anything; that it holds no attempt is no reason not to show the record.
+    ask.ignore_errors();
+    for (batch, first, length) in places {
+        ask.cmd("GETRANGE").arg(keys.batch(batch)).arg(first).arg(u64::from(first) + u64::from(length) - 1);
+    }
+    let found: Vec<RedisResult<Vec<u8>>> = link.run_all(&ask).await?;
     // What was pruned is gone, and its place empty.
-    Ok(found.into_iter().filter_map(|json| serde_json::from_slice(&json).ok()).collect())
+    Ok(found.into_iter().flatten().filter_map(|json| serde_json::from_slice(&json).ok()).collect())
 }
 
 /// Records, the latest first.
@@ -202,8 +209,12 @@ pub(super) async fn decisions(
         }
         // What others add meanwhile moves the rest on, so that some of it is met again.
         batches.retain(|batch| seen.insert(batch.clone()));
-        let ask = |batch: &String| redis::cmd("GET").arg(keys.batch(batch)).to_owned();
-        let attempts: Vec<Option<Vec<u8>>> = together(link, batches.iter().map(ask)).await?;
+        if batches.is_empty() {
+            continue;
+        }
+        let names: Vec<String> = batches.iter().map(|batch| keys.batch(batch)).collect();
+        // What is no text, or is gone, is nothing.
+        let attempts: Vec<Option<Vec<u8>>> = link.run(redis::cmd("MGET").arg(names)).await?;
         let lines = attempts.iter().flatten().flat_map(|batch| batch.split(|byte| *byte == b'\n').rev());
         for json in lines.filter(|line| !line.is_empty()) {
             let Some(entry) = read_entry(json).filter(|entry| uuid.is_none_or(|uuid| uuid == entry.uuid)) else { continue };

@@ -28,6 +28,8 @@ pub(crate) enum Kind {
     Cancel = 3,
     /// Host to guest: stop the plugin and end.
     Stop = 4,
+    /// Guest to host, before anything else: its version. It waits for its library.
+    Hello = 9,
     /// Guest to host: a report as JSON, with the nonce.
     Report = 10,
     /// Guest to host: what a call came to.
@@ -38,7 +40,7 @@ pub(crate) enum Kind {
 
 impl Kind {
     fn from_number(number: u8) -> Option<Self> {
-        [Self::Start, Self::Call, Self::Cancel, Self::Stop, Self::Report, Self::Outcome, Self::Log]
+        [Self::Start, Self::Call, Self::Cancel, Self::Stop, Self::Hello, Self::Report, Self::Outcome, Self::Log]
             .into_iter()
             .find(|kind| *kind as u8 == number)
     }

@@ -1,7 +1,7 @@
 //! The guest's side: gives up what it does not need, loads the one library it was handed, reports, and serves calls.
 
 use std::collections::BTreeMap;
-use std::io::{self, BufReader, IoSliceMut, Read};
+use std::io::{self, BufReader, IoSliceMut, Read, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -51,9 +51,6 @@ pub(crate) struct Start {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Report {
     pub(crate) nonce: String,
-    /// Version and ABI of the guest: a verdict of another version says nothing about this one.
-    #[serde(default)]
-    pub(crate) host: String,
     pub(crate) sandbox: SandboxLevel,
     /// What loading changed in the process: `threads: 1 → 2`.
     pub(crate) side_effects: Vec<String>,
@@ -84,12 +81,14 @@ fn run() -> ! {
 
 fn serve() -> Result<(), String> {
     let mut socket = take_socket().map_err(|error| format!("no socket on standard input: {error}"))?;
+    // Version and ABI: a verdict of another version would say nothing about this one.
+    socket.write_all(&frame::encode(Kind::Hello, 0, &[this_host().as_bytes()])).map_err(|error| format!("no host: {error}"))?;
     let (start, library) = receive_start(&mut socket)?;
     let writer = Arc::new(Writer(Mutex::new(socket.try_clone().map_err(|error| error.to_string())?)));
     let sandbox = sandbox::enter(&start.limits)?;
     // Not before: the sandbox holds for this thread and those that it begins later, and a library may make any thread run its code.
     watch_for_the_host(&socket).map_err(|error| format!("cannot watch the host: {error}"))?;
-    let mut report = Report { nonce: start.nonce.clone(), host: this_host(), sandbox, side_effects: Vec::new(), refused: None };
+    let mut report = Report { nonce: start.nonce.clone(), sandbox, side_effects: Vec::new(), refused: None };
     let loaded = load(&start, &library, &writer, &mut report.side_effects);
     let instance = match loaded {
         Ok(instance) => instance,
@@ -301,12 +300,22 @@ impl HostServices for Remote {
     }
 }
 
+/// A file of the kernel's about this process, in one read where that is enough; it makes the file anew for each.
+fn about_this_process(name: &str) -> String {
+    let mut text = String::with_capacity(4096);
+    let read = std::fs::File::open(format!("/proc/self/{name}")).and_then(|mut file| file.read_to_string(&mut text));
+    if read.is_err() {
+        text.clear();
+    }
+    text
+}
+
 /// What a library may change by being loaded, and should not.
 struct Surroundings(BTreeMap<&'static str, String>);
 
 impl Surroundings {
     fn now() -> Self {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let status = about_this_process("status");
         let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned();
         let entries = |path| std::fs::read_dir(path).map_or(0, Iterator::count).to_string();
         let environment: BTreeMap<_, _> = std::env::vars_os().collect();
@@ -322,8 +331,8 @@ impl Surroundings {
                 std::env::current_dir().map_or_else(|error| error.to_string(), |path| shown(&path).to_string()),
             ),
             ("environment", format!("{environment:?}")),
-            ("limits", std::fs::read_to_string("/proc/self/limits").unwrap_or_default()),
-            ("personality", std::fs::read_to_string("/proc/self/personality").unwrap_or_default().trim().to_owned()),
+            ("limits", about_this_process("limits")),
+            ("personality", about_this_process("personality").trim().to_owned()),
             (
                 "priority",
                 rustix::process::getpriority_process(None).map_or_else(|error| error.to_string(), |nice| nice.to_string()),

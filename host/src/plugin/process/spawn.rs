@@ -73,12 +73,12 @@ pub enum GuestError {
 }
 
 impl Guest {
-    /// Starts a guest on the library behind `library`.
+    /// Starts a guest, which waits for its library and has the rights of any process until it gets that.
     ///
     /// # Errors
     ///
-    /// [`GuestError`] when it cannot be started or spoken to.
-    pub(crate) fn start(program: &Path, library: BorrowedFd<'_>, start: &Start) -> Result<Self, GuestError> {
+    /// [`GuestError`] when it cannot be started.
+    pub(crate) fn spawn(program: &Path, start: &Start) -> Result<Self, GuestError> {
         let (ours, theirs) = UnixStream::pair()?;
         let mut command = Command::new(program);
         command
@@ -99,13 +99,19 @@ impl Guest {
             .map_err(|error| GuestError::Spawn { program: shown(program).to_string(), reason: error.to_string() })?;
         // The command keeps the guest's end of the socket open until it is dropped, and with it the end of the stream hidden.
         drop(command);
-        let mut guest =
-            Self { child, socket: ours, nonce: start.nonce.clone(), program: shown(program).to_string(), reaped: false };
-        guest.send_start(library, start)?;
-        Ok(guest)
+        Ok(Self { child, socket: ours, nonce: start.nonce.clone(), program: shown(program).to_string(), reaped: false })
     }
 
-    fn send_start(&mut self, library: BorrowedFd<'_>, start: &Start) -> Result<(), GuestError> {
+    /// Waits until it asks for its library, and hands it the one behind `library`, which it loads at once.
+    ///
+    /// # Errors
+    ///
+    /// [`GuestError::Spawn`] when it is no guest of this version: nothing of the library has run then.
+    pub(crate) fn hand_over(&mut self, library: BorrowedFd<'_>, start: &Start, deadline: Duration) -> Result<(), GuestError> {
+        if let Err(reason) = self.hello(deadline) {
+            self.kill();
+            return Err(GuestError::Spawn { program: self.program.clone(), reason });
+        }
         let json = serde_json::to_vec(start).map_err(io::Error::from)?;
         let bytes = frame::encode(Kind::Start, 0, &[&json]);
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -116,6 +122,25 @@ impl Guest {
             sendmsg(&self.socket, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL).map_err(io::Error::from)?;
         io::Write::write_all(&mut self.socket, &bytes[sent..])?;
         Ok(())
+    }
+
+    /// Waits for its first words; gives what is wrong with them.
+    fn hello(&mut self, deadline: Duration) -> Result<(), String> {
+        let until = Instant::now() + deadline;
+        let found = match self.next_frame(until) {
+            Ok(Frame { kind: Kind::Hello, payload, .. }) => payload,
+            Err(FrameError::Stream(error)) if is_late(&error) => {
+                return Err(format!("it did not ask for its library within {} s", deadline.as_secs_f64()));
+            }
+            Err(FrameError::Ended | FrameError::Stream(_)) => {
+                let ended = self.wait(until).map_or_else(|| "closed its standard input".to_owned(), describe);
+                return Err(format!("it {ended} before it asked for its library{}", self.last_words()));
+            }
+            _ => return Err("it wrote something else than the first words of a guest".to_owned()),
+        };
+        let (found, expected) = (String::from_utf8_lossy(&found), this_host());
+        let excerpt = || found.chars().take(80).collect::<String>();
+        if found == expected { Ok(()) } else { Err(format!("it is {:?}, this host is {expected}", excerpt())) }
     }
 
     /// Waits for the guest's report.
@@ -129,7 +154,7 @@ impl Guest {
             match self.next_frame(until) {
                 Ok(frame) if frame.kind == Kind::Report => break frame,
                 Ok(_) => {}
-                Err(FrameError::Stream(error)) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                Err(FrameError::Stream(error)) if is_late(&error) => {
                     self.kill();
                     return Err(GuestError::Deadline(deadline));
                 }
@@ -148,12 +173,6 @@ impl Guest {
         if report.nonce != self.nonce {
             self.kill();
             return Err(GuestError::Nonsense("a report without the nonce of this start".to_owned()));
-        }
-        if report.host != this_host() {
-            self.kill();
-            let found = if report.host.is_empty() { "another version" } else { &report.host };
-            let reason = format!("it is {found}, this host is {}", this_host());
-            return Err(GuestError::Spawn { program: self.program.clone(), reason });
         }
         match report.refused {
             Some((code, reason)) => Err(GuestError::Refused { code, reason }),
@@ -281,6 +300,11 @@ impl Drop for Guest {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Whether a read came to its time-out.
+fn is_late(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 /// How a process ended, in words: `ended with signal 11 (SIGSEGV)`.

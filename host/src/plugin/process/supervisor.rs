@@ -57,7 +57,8 @@ struct State {
 impl Recipe {
     fn start(&self) -> Result<(Guest, SandboxLevel), GuestError> {
         let start = Start { nonce: nonce(), ..self.start.clone() };
-        let mut guest = Guest::start(&self.program, self.library.file().as_fd(), &start)?;
+        let mut guest = Guest::spawn(&self.program, &start)?;
+        guest.hand_over(self.library.file().as_fd(), &start, self.deadline)?;
         let report = guest.report(self.deadline)?;
         if !report.side_effects.is_empty() {
             tracing::warn!(plugin = %self.start.init.plugin, "loading the library had side effects: {}", report.side_effects.join("; "));

@@ -9,7 +9,7 @@ local own = 'qtasks-host:' .. project .. ':'
 -- leases: a hash, uuid -> "DELIVERY WORKER ITEM"
 -- workers: a hash, worker -> beat
 -- ended: a list, "TIME UUID" of each record that ended, in that order
--- attempts: a sorted set, the names of batches of attempts that failed, by time; attempts:BATCH: these, a line of JSON each
+-- attempts: a sorted set, the names of batches of attempts that failed, by time; attempts:BATCH: a text, a line of JSON for each attempt
 -- claim:WORKER: a number, for as long as nobody takes anything from this worker; whoever does removes it
 local delayed, leases, workers = own .. 'delayed', own .. 'leases', own .. 'workers'
 local ended, attempts, changed = own .. 'ended', own .. 'attempts', own .. 'changed'

@@ -28,7 +28,7 @@ local function all_alike()
     return true
 end
 
--- The places of those to take where some have a priority; nil: just the first ones.
+-- All places, those of the highest priority first, where somebody overtakes; nil: the first ones are to be taken.
 local function overtaking()
     local lowest, overtaken = math.huge, false
     local priorities, places = {}, {}
@@ -48,6 +48,10 @@ local function overtaking()
     end)
     return places
 end
+
+-- A number for each, before anything leaves the queue: where something else stands in its place, that is an error here, and nothing is
+-- lost. Some stay unused.
+local first = count > 0 and redis.call('INCRBY', own .. 'deliveries', count) - count + 1
 
 local items = waiting
 local places = not all_alike() and overtaking()
@@ -98,7 +102,6 @@ if #uuids == 0 then return {{}, 0, next_due, count} end
 
 local taken, held, running, seen = {}, {}, {}, {}
 local leased = redis.call('HMGET', leases, unpack(uuids))
-local first = redis.call('INCRBY', own .. 'deliveries', #uuids) - #uuids + 1
 for place, uuid in ipairs(uuids) do
     -- What is leased was queued twice; it runs already.
     if not leased[place] and not seen[uuid] then
