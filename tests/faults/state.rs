@@ -281,7 +281,7 @@ fn no_guest_program() {
             "it is \"9.9.9\", this host is",
         ),
     ] {
-        let program = place.write("guest", &format!("#!/bin/sh\n{script}\n"));
+        let program = place.write("guest", format!("#!/bin/sh\n{script}\n"));
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("the file is ours");
         let host = run(&place).arg("--guest-program").arg(&program).args(["--probe-deadline", "1"]);
         let ended = answered(host.with_input(RAISE));
