@@ -5,9 +5,12 @@
 //! each task (`NAME:<uuid>`). Under `qtasks-host:NAME:` this program keeps who has it since which delivery, the workers' beats, delayed
 //! tasks, and the attempts that failed. Each step is one script or one transaction, so that no crash falls in between.
 
+mod attempts;
 mod beat;
 mod changes;
 mod claim;
+mod ending;
+mod fields;
 mod hash;
 mod keys;
 mod link;
@@ -241,7 +244,7 @@ impl RedisBackend {
         let mut lost = Vec::new();
         if !slow.is_empty() {
             let name = self.claim.name_batch();
-            lost = queue::finish(&self.link, &self.keys, &name, &slow).await?;
+            lost = ending::finish(&self.link, &self.keys, &name, &slow).await?;
             self.finished(slow.iter().map(|(finish, _)| *finish));
             if let Err(error) = self.claim.renew(&self.link).await {
                 // Without one, everything is recorded the slow way.
@@ -331,7 +334,7 @@ impl Broker for RedisBackend {
     fn finish(&self, batch: Arc<[Finish]>) -> Answer<'_, Vec<Lease>> {
         Box::pin(async move {
             let mut lost = Vec::new();
-            for part in queue::parts(&batch) {
+            for part in ending::parts(&batch) {
                 lost.extend(self.finish_part(part).await?);
             }
             Ok(lost)
@@ -415,7 +418,7 @@ impl Storage for RedisBackend {
     }
 
     fn decisions(&self, uuid: Option<Uuid>, limit: usize) -> Answer<'_, Vec<DecisionRecord>> {
-        Box::pin(records::decisions(&self.link, &self.keys, uuid, limit))
+        Box::pin(attempts::decisions(&self.link, &self.keys, uuid, limit))
     }
 
     fn counts(&self) -> Answer<'_, Counts> {

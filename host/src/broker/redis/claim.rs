@@ -15,11 +15,12 @@ use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{Cmd, Pipeline, RedisError, Value};
 use uuid::Uuid;
 
-use super::hash;
+use super::attempts;
+use super::fields;
 use super::keys::Keys;
 use super::link::{Link, error_of};
 use super::python_json::repr;
-use super::queue::{self, Before};
+use super::queue::Before;
 use super::script;
 use crate::broker::{BrokerError, Finish};
 use crate::shown::chain;
@@ -177,14 +178,14 @@ impl Claim {
         all.add_command(note_missing);
         for ((finish, before), key) in batch.iter().zip(&records) {
             let record = &finish.record;
-            let flat = hash::of_ended(record, record.status, Some(&before.task));
+            let flat = fields::of_ended(record, record.status, Some(&before.task));
             let mut write = command("HSET", flat.len() + 3, 512);
             write.arg(key);
             for part in &flat {
                 write.arg(&**part);
             }
             let first = attempts.len();
-            if let Some(length) = queue::write_attempt(&mut attempts, finish) {
+            if let Some(length) = attempts::write(&mut attempts, finish) {
                 write.arg("attempts_at").arg(format!("{}{name}:{first}:{length}", before.attempts_at));
             }
             all.add_command(write);

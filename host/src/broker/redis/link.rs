@@ -99,6 +99,15 @@ impl Link {
         ran.await.map_err(|error| error_of(&self.place, error))
     }
 
+    /// Runs several commands, sent together, each answered alike.
+    pub(super) async fn together<T: FromRedisValue>(&self, commands: impl Iterator<Item = Cmd>) -> Result<Vec<T>, BrokerError> {
+        let mut all = Pipeline::new();
+        commands.for_each(|command| {
+            all.add_command(command);
+        });
+        if all.is_empty() { Ok(Vec::new()) } else { self.run_all(&all).await }
+    }
+
     /// Runs a script, which the server is told when it does not know it.
     pub(super) async fn call<T: FromRedisValue>(&self, script: &Script, call: &Cmd) -> Result<T, BrokerError> {
         let ran = match self.try_run(call).await {

@@ -1,30 +1,25 @@
 //! What each operation of the queue sends, and what comes back.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
-use qtasks_plugin_api::ErrorBody;
 use redis::Value;
-use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::hash::{self, Flat, Hash, Pairs, item};
+use super::fields::{self, Flat, item};
+use super::hash::{Hash, Pairs};
 use super::keys::Keys;
 use super::link::Link;
 use super::python_json::repr;
 use super::script;
 use crate::broker::error::{BrokerError, BrokerErrorKind};
 use crate::broker::record::{Record, TaskStatus, unix_now};
-use crate::broker::{Again, Attempt, Finish, Lease, Taken};
+use crate::broker::{Lease, Taken};
 use crate::task::Task;
-use crate::trigger::Decision;
 
 /// So many tasks at the head of the queue are looked at for those of a higher priority.
 const WINDOW: usize = 256;
 /// Most tasks in one call: the server does nothing else meanwhile.
 pub(super) const MOST: usize = 512;
-/// Most that they say in one call, in bytes; a task that says more has a call of its own.
-const ROOM: usize = 8 << 20;
 
 /// A task as a script hands it out: its item, its uuid, its delivery.
 pub(super) type Handed = (Vec<u8>, String, i64);
@@ -111,7 +106,7 @@ fn record_of(item: &str, uuid: Uuid, hash: &Hash) -> Result<Record, String> {
     Ok(record)
 }
 
-fn counted<'a>(call: &mut redis::Cmd, flat: &Flat<'a>) {
+pub(super) fn counted<'a>(call: &mut redis::Cmd, flat: &Flat<'a>) {
     call.arg(flat.len());
     for part in flat {
         call.arg(&**part);
@@ -126,7 +121,7 @@ pub(super) async fn add(link: &Link, keys: &Keys, records: &[Record]) -> Result<
         let task = &record.task;
         call.arg(task.uuid.to_string()).arg(item(&task.name, task.uuid, task.priority));
         call.arg(record.due.map(repr).unwrap_or_default());
-        counted(&mut call, &hash::of_new(record));
+        counted(&mut call, &fields::of_new(record));
     }
     let known: String = link.call(&script::ADD, &call).await?;
     match known.parse() {
@@ -155,137 +150,6 @@ pub(super) async fn take(link: &Link, keys: &Keys, worker: Uuid, most: usize) ->
         (item, String::from_utf8_lossy(&uuid).into_owned(), delivery)
     });
     Ok(Took { handed: handed.collect(), next_due: due.parse().ok(), was_empty: found == 0 })
-}
-
-/// Records what became of attempts, which were as they stand beside it when they were taken; gives the leases that were lost. `name` is
-/// the one under which the attempts that failed are kept.
-pub(super) async fn finish(
-    link: &Link,
-    keys: &Keys,
-    name: &str,
-    batch: &[(&Finish, Option<Arc<Before>>)],
-) -> Result<Vec<Lease>, BrokerError> {
-    let mut call = script::FINISH.call(&keys.project);
-    call.arg(batch.len()).arg(name);
-    for (Finish { lease, record, retry, .. }, _) in batch {
-        let status = if retry.is_some() { TaskStatus::Retry } else { record.status };
-        call.arg(lease.uuid.to_string()).arg(lease.delivery).arg(repr(record.updated_at)).arg(status.name());
-    }
-    for (finish, before) in batch {
-        one_finish(&mut call, finish, before.as_deref());
-    }
-    let lost: Vec<String> = link.call(&script::FINISH, &call).await?;
-    let is_lost = |lease: &Lease| lost.iter().any(|lost| lost.parse() == Ok(lease.uuid));
-    Ok(batch.iter().map(|(finish, _)| finish.lease).filter(is_lost).collect())
-}
-
-/// Ends of tasks in parts that fit into one call each.
-pub(super) fn parts(batch: &[Finish]) -> impl Iterator<Item = &[Finish]> {
-    let mut rest = batch;
-    std::iter::from_fn(move || {
-        let mut said = 0;
-        let fits = |finish: &&Finish| {
-            said += weight(finish);
-            said <= ROOM
-        };
-        let count = rest.iter().take(MOST).take_while(fits).count().max(1).min(rest.len());
-        let (part, after) = rest.split_at(count);
-        rest = after;
-        (!part.is_empty()).then_some(part)
-    })
-}
-
-/// About how many bytes this end of a task is, where it has many.
-fn weight(Finish { record, attempt, .. }: &Finish) -> usize {
-    let error = |error: &ErrorBody| {
-        let texts = [&*error.kind, &error.message, error.args.get(), error.kwargs.get()].into_iter();
-        let causes = error.causes.iter().chain(&error.location).map(String::len);
-        texts.map(str::len).chain(causes).sum::<usize>()
-    };
-    let of_attempt = |attempt: &Attempt| {
-        let decisions = attempt.decisions.iter().filter_map(|decision| decision.failure.as_deref());
-        error(&attempt.error) + decisions.map(error).sum::<usize>()
-    };
-    let arguments = record.task.args.get().len() + record.task.kwargs.get().len();
-    let texts = [&record.traceback, &record.cancel_reason, &record.dead_letter].into_iter().flatten().map(String::len);
-    record.returning.as_ref().map_or(0, |json| json.get().len())
-        + [&record.error, &record.original_error].into_iter().flatten().map(|body| error(body)).sum::<usize>()
-        + attempt.as_ref().map_or(0, of_attempt)
-        + texts.sum::<usize>()
-        + record.extras.values().map(|json| json.get().len()).sum::<usize>()
-        // A retry takes them along, and so does a record of which is not known how it was.
-        + arguments
-}
-
-/// A failed attempt as its batch keeps it. Its fields one by one: flattened, they cost twice the time.
-#[derive(serde::Serialize)]
-struct AttemptEntry<'a> {
-    uuid: Uuid,
-    task_name: &'a str,
-    attempt: u32,
-    at: f64,
-    seconds: f64,
-    error: &'a ErrorBody,
-    #[serde(skip_serializing_if = "<[Decision]>::is_empty")]
-    decisions: &'a [Decision],
-}
-
-/// Adds the attempt that failed, if one did, as a line of JSON; gives its length.
-pub(super) fn write_attempt(lines: &mut Vec<u8>, finish: &Finish) -> Option<usize> {
-    let Attempt { attempt, at, seconds, error, decisions } = finish.attempt.as_ref()?;
-    let (uuid, task_name) = (finish.lease.uuid, &*finish.record.task.name);
-    let entry = AttemptEntry { uuid, task_name, attempt: *attempt, at: *at, seconds: *seconds, error, decisions };
-    let first = lines.len();
-    if serde_json::to_writer(&mut *lines, &entry).is_err() {
-        // Not met: an attempt holds nothing that has no JSON form.
-        lines.truncate(first);
-        return None;
-    }
-    // Plugins and tasks may write their JSON over several lines, between its words; within strings there are none.
-    lines[first..].iter_mut().filter(|byte| **byte == b'\n').for_each(|byte| *byte = b' ');
-    let length = lines.len() - first;
-    lines.push(b'\n');
-    Some(length)
-}
-
-/// The id of the retry that follows this delivery: the same however often its end is sent.
-fn child_of(lease: Lease) -> Uuid {
-    let digest = Sha256::new().chain_update(lease.uuid).chain_update(lease.delivery.to_be_bytes()).finalize();
-    let mut bytes = [0; 16];
-    bytes.copy_from_slice(&digest[..16]);
-    uuid::Builder::from_random_bytes(bytes).into_uuid()
-}
-
-fn one_finish(call: &mut redis::Cmd, finish: &Finish, before: Option<&Before>) {
-    let Finish { lease, record, retry, attempt } = finish;
-    let mut line = Vec::new();
-    write_attempt(&mut line, finish);
-    call.arg(line);
-    call.arg(before.map_or("", |before| &before.attempts_at));
-    let before = before.map(|before| &before.task);
-    let Some(Again { after, left }) = *retry else {
-        counted(call, &hash::of_ended(record, record.status, before));
-        call.arg("");
-        return;
-    };
-    // As QTasks retries: a child with an id of its own waits, and this record says which.
-    let child_uuid = child_of(*lease);
-    let mut parent = record.clone();
-    parent.retry = Some(left.into());
-    parent.retry_child_uuid = Some(child_uuid);
-    parent.task.attempt = attempt.as_ref().map_or(record.task.attempt, |attempt| attempt.attempt);
-    counted(call, &hash::of_ended(&parent, TaskStatus::Retry, before));
-    let mut child = record.clone();
-    child.task.uuid = child_uuid;
-    child.task.created_at = unix_now();
-    child.updated_at = child.task.created_at;
-    child.retry = Some(i64::from(left) - 1);
-    child.retry_parent_uuid = Some(lease.uuid);
-    let child = child.after(after);
-    let task = &child.task;
-    call.arg(child_uuid.to_string()).arg(item(&task.name, task.uuid, task.priority));
-    call.arg(child.due.map(repr).unwrap_or_default());
-    counted(call, &hash::of_new(&child));
 }
 
 /// Sets aside what cannot run. Its lease may be lost meanwhile, which is told by nobody: another worker sets it aside then.
@@ -421,51 +285,4 @@ pub(super) async fn detach(link: &Link, keys: &Keys, worker: Uuid) -> Result<u64
     let mut call = script::DETACH.call(&keys.project);
     call.arg(worker.to_string()).arg(repr(unix_now()));
     link.call(&script::DETACH, &call).await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_call_holds_more_than_there_is_room_for() {
-        let ended = |bytes: usize| {
-            let mut record = Record::new(Task::new("add").expect("a name"));
-            let mut error = ErrorBody::new("E", "");
-            error.causes = vec!["x".repeat(bytes)];
-            record.error = Some(Box::new(error));
-            Finish { lease: Lease { uuid: record.task.uuid, delivery: 1 }, record, retry: None, attempt: None }
-        };
-        let sizes = |batch: &[Finish]| parts(batch).map(<[Finish]>::len).collect::<Vec<_>>();
-        assert_eq!(sizes(&[]), [0; 0]);
-        assert_eq!(sizes(&vec![ended(10); MOST + 1]), [MOST, 1]);
-        let large = ROOM / 3;
-        assert_eq!(sizes(&[ended(large), ended(large), ended(large), ended(ROOM * 2), ended(1), ended(1)]), [2, 1, 1, 2]);
-    }
-
-    #[test]
-    fn an_attempt_is_one_line_however_its_json_was_written() {
-        let record = Record::new(Task::new("add").expect("a name"));
-        let mut error = ErrorBody::new("E", "two\nlines");
-        error.kwargs = serde_json::value::RawValue::from_string("{\"a\":\n{\"b\": \"c\\n\"}\n}".to_owned()).expect("JSON");
-        let attempt = Attempt { attempt: 1, at: 1.0, seconds: 0.5, error: Box::new(error.clone()), decisions: Vec::new() };
-        let lease = Lease { uuid: record.task.uuid, delivery: 1 };
-        let finish = Finish { lease, record, retry: None, attempt: Some(attempt) };
-        let mut lines = b"before\n".to_vec();
-        let length = write_attempt(&mut lines, &finish).expect("there is one");
-        let lines: Vec<&[u8]> = lines.split(|byte| *byte == b'\n').collect();
-        let [_, line, []] = &*lines else { panic!("{lines:?}") };
-        assert_eq!(line.len(), length);
-        let read: Attempt = serde_json::from_slice(line).expect("an attempt");
-        assert_eq!((read.error.message, read.error.kwargs.get()), (error.message, "{\"a\": {\"b\": \"c\\n\"} }"));
-    }
-
-    #[test]
-    fn a_retry_has_one_id_for_each_delivery_that_qtasks_reads() {
-        let lease = Lease { uuid: Uuid::new_v4(), delivery: 7 };
-        assert_eq!(child_of(lease), child_of(lease));
-        assert_ne!(child_of(lease), child_of(Lease { delivery: 8, ..lease }));
-        assert_ne!(child_of(lease), child_of(Lease { uuid: Uuid::new_v4(), ..lease }));
-        assert_eq!(child_of(lease).get_version_num(), 4);
-    }
 }

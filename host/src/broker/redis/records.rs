@@ -1,23 +1,22 @@
 //! The records: what people and clients read and change.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use redis::{Cmd, FromRedisValue, Pipeline, RedisResult, Value};
-use serde::Deserialize;
-use serde_json::value::RawValue;
+use redis::Value;
 use uuid::Uuid;
 
-use super::hash::{self, Hash, Pairs};
+use super::attempts;
+use super::fields;
+use super::hash::{Hash, Pairs};
 use super::keys::Keys;
 use super::link::Link;
 use super::python_json::repr;
 use super::script;
 use crate::broker::error::{BrokerError, BrokerErrorKind};
-use crate::broker::record::{Attempt, DecisionRecord, Fields, Record, TaskStatus, unix_now};
+use crate::broker::record::{Fields, Record, TaskStatus, unix_now};
 use crate::broker::{Cancelled, Counts, Filter, Requeued};
 
 /// Keys that one step of a walk through the server looks at.
@@ -27,15 +26,6 @@ const RUNNING: u64 = 20;
 
 /// Two fields of a hash, where they are there.
 type TwoFields = (Option<Vec<u8>>, Option<Vec<u8>>);
-
-/// Several commands in one go, each answered.
-async fn together<T: FromRedisValue>(link: &Link, commands: impl Iterator<Item = Cmd>) -> Result<Vec<T>, BrokerError> {
-    let mut all = Pipeline::new();
-    commands.for_each(|command| {
-        all.add_command(command);
-    });
-    if all.is_empty() { Ok(Vec::new()) } else { link.run_all(&all).await }
-}
 
 /// One step of a walk through the keys that fit `pattern`; gives where the next one begins, 0 at the end.
 async fn scan(link: &Link, cursor: u64, pattern: &str, only_hashes: bool) -> Result<(u64, Vec<Vec<u8>>), BrokerError> {
@@ -63,29 +53,12 @@ pub(super) async fn get(link: &Link, keys: &Keys, uuid: Uuid) -> Result<Option<R
         BrokerError::new(link.place(), BrokerErrorKind::Refused(refused))
     });
     let mut record = read?;
-    record.history = history(link, keys, &hash).await?;
+    record.history = attempts::history(link, keys, &hash).await?;
     // Its payload stands with the attempt that raised it, for as long as that is kept.
     if let (Some(original), Some(last)) = (&mut record.original_error, record.history.last()) {
         original.clone_from(&last.error);
     }
     Ok(Some(record))
-}
-
-/// The attempts of a record that failed.
-async fn history(link: &Link, keys: &Keys, hash: &Hash) -> Result<Vec<Attempt>, BrokerError> {
-    let places = hash.attempts_at();
-    if places.is_empty() {
-        return Ok(Vec::new());
-    }
-    let mut ask = Pipeline::new();
-    // What others wrote may name anything; that it holds no attempt is no reason not to show the record.
-    ask.ignore_errors();
-    for (batch, first, length) in places {
-        ask.cmd("GETRANGE").arg(keys.batch(batch)).arg(first).arg(u64::from(first) + u64::from(length) - 1);
-    }
-    let found: Vec<RedisResult<Vec<u8>>> = link.run_all(&ask).await?;
-    // What was pruned is gone, and its place empty.
-    Ok(found.into_iter().flatten().filter_map(|json| serde_json::from_slice(&json).ok()).collect())
 }
 
 /// Records, the latest first.
@@ -96,7 +69,7 @@ pub(super) async fn list(link: &Link, keys: &Keys, filter: &Filter) -> Result<Ve
         let (next, step) = scan(link, cursor, &pattern, true).await?;
         let uuids: Vec<Uuid> = step.iter().filter_map(|key| keys.uuid_of(key)).collect();
         let hashes: Vec<Pairs> =
-            together(link, uuids.iter().map(|uuid| redis::cmd("HGETALL").arg(keys.record(*uuid)).to_owned())).await?;
+            link.together(uuids.iter().map(|uuid| redis::cmd("HGETALL").arg(keys.record(*uuid)).to_owned())).await?;
         for (uuid, pairs) in uuids.into_iter().zip(hashes) {
             match Hash::new(pairs).record(uuid) {
                 Ok(record) if filter.fits(&record) => {
@@ -143,7 +116,7 @@ pub(super) async fn update(link: &Link, keys: &Keys, uuid: Uuid, fields: Fields)
         let removed: Vec<&str> = removed.into_iter().filter_map(|(name, is_removed)| is_removed.then_some(name)).collect();
         let mut call = script::UPDATE.call(&keys.project);
         call.arg(uuid.to_string()).arg(before.status.name()).arg(removed.len()).arg(removed);
-        for part in hash::of_ended(&record, record.status, None) {
+        for part in fields::of_ended(&record, record.status, None) {
             call.arg(&*part);
         }
         match link.call::<String>(&script::UPDATE, &call).await?.as_str() {
@@ -179,70 +152,6 @@ pub(super) async fn requeue(link: &Link, keys: &Keys, uuid: Uuid) -> Result<Requ
     })
 }
 
-/// An attempt as its batch keeps it.
-#[derive(Deserialize)]
-struct Entry {
-    uuid: Uuid,
-    task_name: String,
-    attempt: u32,
-    at: f64,
-    error: Box<RawValue>,
-    #[serde(default)]
-    decisions: Vec<crate::trigger::Decision>,
-}
-
-/// What plugins decided, the latest first.
-pub(super) async fn decisions(
-    link: &Link,
-    keys: &Keys,
-    uuid: Option<Uuid>,
-    limit: usize,
-) -> Result<Vec<DecisionRecord>, BrokerError> {
-    /// Batches that are read at once; each may hold as many attempts as a worker finishes at once.
-    const PAGE: usize = 16;
-    let (mut found, mut seen) = (Vec::new(), HashSet::new());
-    for first in (0..).step_by(PAGE) {
-        let mut batches: Vec<String> =
-            link.run(redis::cmd("ZREVRANGE").arg(&keys.attempts).arg(first).arg(first + PAGE - 1)).await?;
-        if batches.is_empty() {
-            break;
-        }
-        // What others add meanwhile moves the rest on, so that some of it is met again.
-        batches.retain(|batch| seen.insert(batch.clone()));
-        if batches.is_empty() {
-            continue;
-        }
-        let names: Vec<String> = batches.iter().map(|batch| keys.batch(batch)).collect();
-        // What is no text, or is gone, is nothing.
-        let attempts: Vec<Option<Vec<u8>>> = link.run(redis::cmd("MGET").arg(names)).await?;
-        let lines = attempts.iter().flatten().flat_map(|batch| batch.split(|byte| *byte == b'\n').rev());
-        for json in lines.filter(|line| !line.is_empty()) {
-            let Some(entry) = read_entry(json).filter(|entry| uuid.is_none_or(|uuid| uuid == entry.uuid)) else { continue };
-            found.extend(decisions_of(entry));
-            if found.len() >= limit {
-                found.truncate(limit);
-                return Ok(found);
-            }
-        }
-    }
-    Ok(found)
-}
-
-fn read_entry(json: &[u8]) -> Option<Entry> {
-    let read = serde_json::from_slice(json);
-    read.inspect_err(|error| tracing::warn!("a recorded attempt is unreadable and left out: {error}")).ok()
-}
-
-fn decisions_of(entry: Entry) -> Vec<DecisionRecord> {
-    let Entry { uuid, task_name, attempt, at, error, decisions, .. } = entry;
-    let Ok(error) = serde_json::from_str(error.get()).map(Arc::new) else { return Vec::new() };
-    let record = |decision| {
-        let (task_name, error) = (task_name.clone(), Arc::clone(&error));
-        DecisionRecord { at, uuid, task_name, attempt, decision, error }
-    };
-    decisions.into_iter().rev().map(record).collect()
-}
-
 /// How many tasks there are.
 pub(super) async fn counts(link: &Link, keys: &Keys) -> Result<Counts, BrokerError> {
     let mut counts = Counts { delayed: link.run(redis::cmd("ZCARD").arg(&keys.delayed)).await?, ..Counts::default() };
@@ -250,7 +159,7 @@ pub(super) async fn counts(link: &Link, keys: &Keys) -> Result<Counts, BrokerErr
     loop {
         let (next, step) = scan(link, cursor, &pattern, true).await?;
         let ask = |key: &Vec<u8>| redis::cmd("HMGET").arg(key).arg("status").arg("dead_letter").to_owned();
-        let found: Vec<TwoFields> = together(link, step.iter().map(ask)).await?;
+        let found: Vec<TwoFields> = link.together(step.iter().map(ask)).await?;
         for (status, dead_letter) in found {
             let status = status.and_then(|status| TaskStatus::from_name(&String::from_utf8_lossy(&status)));
             if let Some(status) = status {
@@ -288,7 +197,7 @@ pub(super) async fn prune(
     let (next, step) = scan(link, cursor.load(Relaxed), &keys.records(), true).await?;
     cursor.store(next, Relaxed);
     removed += remove_ended(link, keys, Some(oldest), step).await?;
-    prune_attempts(link, keys, now - decisions.as_secs_f64()).await?;
+    attempts::prune(link, keys, now - decisions.as_secs_f64()).await?;
     Ok(removed)
 }
 
@@ -300,22 +209,6 @@ async fn remove_ended(link: &Link, keys: &Keys, before: Option<f64>, records: Ve
     let mut call = script::REMOVE_ENDED.call(&keys.project);
     call.arg(before.map(repr).unwrap_or_default()).arg(records);
     link.call(&script::REMOVE_ENDED, &call).await
-}
-
-/// Removes batches of attempts that are older, their names last: what is half done is done the next time.
-async fn prune_attempts(link: &Link, keys: &Keys, oldest: f64) -> Result<(), BrokerError> {
-    loop {
-        let mut old = redis::cmd("ZRANGEBYSCORE");
-        old.arg(&keys.attempts).arg("-inf").arg(format!("({}", repr(oldest))).arg("LIMIT").arg(0).arg(STEP);
-        let names: Vec<String> = link.run(&old).await?;
-        if names.is_empty() {
-            return Ok(());
-        }
-        let batches: Vec<String> = names.iter().map(|name| keys.batch(name)).collect();
-        let remove = redis::cmd("UNLINK").arg(batches).to_owned();
-        let forget = redis::cmd("ZREM").arg(&keys.attempts).arg(names).to_owned();
-        together::<Value>(link, [remove, forget].into_iter()).await?;
-    }
 }
 
 /// Removes every ended record.
@@ -372,7 +265,7 @@ pub(super) async fn set_running(link: &Link, keys: &Keys) -> Result<(), BrokerEr
     let main = keys.config("main");
     let set = redis::cmd("HSET").arg(&main).arg("name").arg(&keys.project).arg("status").arg("running").to_owned();
     let expire = redis::cmd("EXPIRE").arg(&main).arg(RUNNING).to_owned();
-    together::<Value>(link, [set, expire].into_iter()).await.map(drop)
+    link.together::<Value>([set, expire].into_iter()).await.map(drop)
 }
 
 pub(super) async fn is_running(link: &Link, keys: &Keys) -> Result<bool, BrokerError> {
