@@ -1,10 +1,12 @@
 //! `qtasks-host worker` and its clients: `task`, `decisions`, `stats`, `ping`, `flush-all`.
 
+use std::time::Duration;
+
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::support::redis::RedisServer;
-use crate::support::worker::{Project, let_go};
+use crate::support::worker::{Project, Worker, let_go};
 use crate::support::{Host, Place, assert_says};
 
 /// A command that waits until the test lets it go.
@@ -133,6 +135,28 @@ fn a_task_that_kills_its_workers_is_set_aside_and_its_neighbours_are_not() {
     }
 }
 
+/// Stops a worker's process, and not while it writes to a file: nobody else could.
+fn stop_between_writes(project: &Project, worker: &Worker) {
+    loop {
+        worker.signal(Signal::STOP);
+        let stat = format!("/proc/{}/stat", worker.pid().as_raw_nonzero());
+        while !std::fs::read_to_string(&stat)
+            .expect("our own child")
+            .rsplit_once(") ")
+            .is_some_and(|(_, state)| state.starts_with('T'))
+        {
+            std::thread::yield_now();
+        }
+        let Some(path) = project.url.strip_prefix("sqlite:") else { return };
+        let file = rusqlite::Connection::open(path).expect("the worker made it");
+        file.busy_timeout(Duration::ZERO).expect("a setting");
+        if file.execute_batch("BEGIN IMMEDIATE; ROLLBACK").is_ok() {
+            return;
+        }
+        worker.signal(Signal::CONT);
+    }
+}
+
 #[test]
 fn a_worker_that_slept_records_nothing_of_what_was_taken_over_meanwhile() {
     let server = RedisServer::start();
@@ -142,7 +166,7 @@ fn a_worker_that_slept_records_nothing_of_what_was_taken_over_meanwhile() {
         let uuid = project.add(&["waits"]);
         let mut sleeper = project.start(&[WAITS, "lease = 0.3"]);
         let mut command = std::fs::OpenOptions::new().write(true).open(&go_on).expect("the command reads");
-        sleeper.signal(Signal::STOP);
+        stop_between_writes(&project, &sleeper);
         let next = project.start(&[r#"tasks.waits.command = ["echo", "8"]"#, "lease = 0.3"]);
         assert_eq!(project.wait(&uuid)["returning"], 8, "{}", project.url);
         sleeper.signal(Signal::CONT);
@@ -160,16 +184,15 @@ fn a_request_to_cancel_outlives_the_worker_that_it_was_made_to() {
     for project in redis.chain([Project::sqlite(&[])]) {
         let go_on = project.place.fifo("go_on");
         let uuid = project.add(&["waits"]);
-        let settings = [WAITS, "lease = 0.3"];
-        let worker = project.start(&settings);
+        let worker = project.start(&[WAITS]);
         let command = std::fs::OpenOptions::new().write(true).open(&go_on).expect("the command reads");
-        worker.signal(Signal::STOP);
-        let asked = project.client(&["task", "cancel", &uuid, "--reason", "no longer wanted"]).end().expect_code(0);
-        assert_says(&asked.stdout, &["asked"]);
         worker.signal(Signal::KILL);
         worker.end();
+        // Nobody knows yet that it is gone.
+        let asked = project.client(&["task", "cancel", &uuid, "--reason", "no longer wanted"]).end().expect_code(0);
+        assert_says(&asked.stdout, &["asked"]);
         drop(command);
-        let next = project.start(&settings);
+        let next = project.start(&[WAITS, "lease = 0.3"]);
         let record = project.wait(&uuid);
         assert_eq!((&record["status"], &record["cancel_reason"]), (&json!("cancel"), &json!("no longer wanted")), "{record}");
         assert!(next.stop().0.success());

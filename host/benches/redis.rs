@@ -23,7 +23,7 @@ use uuid::Uuid;
 const TASKS: usize = 30_000;
 /// Tasks of one round of Python's worker.
 const PYTHON_TASKS: usize = 1_500;
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 /// Tasks in one go of the loop without task logic.
 const PIPELINED: usize = 64;
 const TASK: &str = "resize_image";
@@ -40,40 +40,35 @@ fn main() {
     let native = Worker::native(&server);
     assert!(native.is_ready(&mut connection), "this program's worker runs tasks");
     let mut python = Worker::python(&server);
-    let (mut natives, mut pythons, mut loops, mut bare) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let mut busy = Vec::new();
+    let mut rounds: Vec<Round> = Vec::new();
+    let mut pythons = Vec::new();
     for _ in 0..ROUNDS {
         let (rate, took) = through(&mut connection, &server, &native, TASKS).expect("this program's worker lives");
-        natives.push(rate);
-        busy.push(took);
-        loops.push(pipelined(&mut connection, TASKS, true));
-        bare.push(pipelined(&mut connection, TASKS, false));
         if let Some(worker) = &python {
             match through(&mut connection, &server, worker, PYTHON_TASKS) {
-                Some((rate, _)) => pythons.push(rate),
+                Some((python, _)) => pythons.push((rate, python)),
                 None => {
                     println!("note: QTasks' Python worker ended by itself, its later rounds are not measured");
                     python = None;
                 }
             }
         }
+        let (same, bare) = (pipelined(&mut connection, TASKS, true), pipelined(&mut connection, TASKS, false));
+        rounds.push(Round { rate, took, same, bare });
     }
-    let native_rate = median(natives.into_iter());
-    figure("redis_tasks_per_second", native_rate, "/s");
-    figure("redis_worker_cpu_per_task", median(busy.iter().map(|took| took.worker)), "µs");
-    figure("redis_server_cpu_per_task", median(busy.iter().map(|took| took.server)), "µs");
-    let looped = median(loops.into_iter());
-    figure("redis_pipelined_same_commands_per_second", looped, "/s");
-    ratio("redis_over_pipelined_same_commands", native_rate / looped);
-    let bare = median(bare.into_iter());
-    figure("redis_pipelined_qtasks_commands_per_second", bare, "/s");
-    ratio("redis_over_pipelined_qtasks_commands", native_rate / bare);
+    let of = |part: fn(&Round) -> f64| median(rounds.iter().map(part));
+    figure("redis_tasks_per_second", of(|round| round.rate), "/s");
+    figure("redis_worker_cpu_per_task", of(|round| round.took.worker), "µs");
+    figure("redis_server_cpu_per_task", of(|round| round.took.server), "µs");
+    figure("redis_pipelined_same_commands_per_second", of(|round| round.same), "/s");
+    ratio("redis_over_pipelined_same_commands", of(|round| round.rate / round.same));
+    figure("redis_pipelined_qtasks_commands_per_second", of(|round| round.bare), "/s");
+    ratio("redis_over_pipelined_qtasks_commands", of(|round| round.rate / round.bare));
     if pythons.is_empty() {
         println!("skipped: no Python with qtasks 1.7.3, the ratio to its worker is not measured");
     } else {
-        let python_rate = median(pythons.into_iter());
-        figure("qtasks_python_tasks_per_second", python_rate, "/s");
-        ratio("redis_over_qtasks_python", native_rate / python_rate);
+        figure("qtasks_python_tasks_per_second", median(pythons.iter().map(|(_, python)| *python)), "/s");
+        ratio("redis_over_qtasks_python", median(pythons.iter().map(|(native, python)| native / python)));
     }
     drop(python);
     figure("redis_worker_peak_memory", native.peak_memory(), "MB");
@@ -81,6 +76,16 @@ fn main() {
     figure("redis_latency_p50", p50, "ms");
     figure("redis_latency_p99", p99, "ms");
     figure("redis_worker_idle", native.idle() * 100.0, "% of a core");
+}
+
+/// What one round of each showed, in tasks per second.
+struct Round {
+    rate: f64,
+    took: Took,
+    /// The same commands with no task run.
+    same: f64,
+    /// QTasks' own alone.
+    bare: f64,
 }
 
 /// The worker's process: this program, with the sample `fallback` through a real `dlopen`. One thread runs its tasks, as Python's

@@ -19,8 +19,8 @@ end
 local waiting = redis.call('LRANGE', queue, 0, math.max(window, most) - 1)
 local count = math.min(most, #waiting)
 
--- Nearly all items end in ":0". What is done for each of so many is kept short.
-local function all_alike()
+-- Whether all items end in ":0", as they nearly always do: what is done for each of so many is kept short.
+local function none_has_a_priority()
     for place = 1, #waiting do
         local colon, zero = string.byte(waiting[place], -2, -1)
         if zero ~= 48 or colon ~= 58 then return false end
@@ -54,7 +54,7 @@ end
 local first = count > 0 and redis.call('INCRBY', own .. 'deliveries', count) - count + 1
 
 local items = waiting
-local places = not all_alike() and overtaking()
+local places = not none_has_a_priority() and overtaking()
 if places then
     items = {}
     for number = 1, count do
