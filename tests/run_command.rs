@@ -122,7 +122,7 @@ fn bad_bytes_and_endless_lines_are_bad_lines() {
 
 #[test]
 fn no_task_at_all_is_a_success() {
-    let ended = Host::run(&place(&[])).end().expect_code(0);
+    let ended = Host::run(&place(&["fallback"])).end().expect_code(0);
     assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("", "0 tasks: 0 success, 0 error, 0 cancel\n"));
 }
 
@@ -226,6 +226,17 @@ fn a_mistake_in_the_settings_file_is_told_by_line_with_the_nearest_key() {
 }
 
 #[test]
+fn a_directory_without_plugins_is_told_and_so_is_with_debug_each_plugin_that_runs() {
+    let place = place(&[]);
+    std::fs::copy(crate::support::artifacts::library("fallback"), place.plugins().join("libfallback.so.1")).expect("a copy");
+    assert_says(&Host::run(&place).with_input(RAISE).stderr, &["WARN", "no plugin library (*.so) in "]);
+    place.copy("fallback");
+    let ended = Host::run(&place).args(["--log", "debug"]).with_input(RAISE);
+    assert_says(&ended.stderr, &["plugin fallback 0.1.0 runs, from ", "libfallback.so"]);
+    assert!(!ended.stderr.contains("no plugin library"), "{}", ended.stderr);
+}
+
+#[test]
 fn wrong_settings_are_exit_code_2_and_name_their_flag() {
     let ended = |host: fn(Host) -> Host| host(Host::run(&place(&["fallback"]))).with_input(RAISE).expect_code(2).stderr;
     assert_says(&ended(|host| host.set("concurency=2")), &["--set concurency=2: unknown field", "did you mean `concurrency`?"]);
@@ -242,6 +253,14 @@ fn wrong_settings_are_exit_code_2_and_name_their_flag() {
         &["cannot read the settings file gone.toml", "No such file"],
     );
     assert_says(&ended(|host| host.args(["--log", "plugin=loud"])), &["setting `log` is \"plugin=loud\"; expected error, warn"]);
+    assert_says(
+        &ended(|host| host.args(["--log", "warn,plugn"])),
+        &["setting `log` is \"warn,plugn\": \"plugn\" is no level; expected off, error, warn", "plugn=debug"],
+    );
+    assert_says(
+        &ended(|host| host.env("TOKIO_WORKER_THREADS", "0")),
+        &["TOKIO_WORKER_THREADS is \"0\"; expected a number of threads"],
+    );
     let gone = Host::new(&place(&[])).args(["run", "--plugins", "gone"]).with_input(RAISE).expect_code(2);
     assert_says(&gone.stderr, &["cannot list the plugin directory /", "/gone; name an existing", "No such file"]);
     assert_says(&ended(|host| host.arg("--colour")), &["--colour"]);

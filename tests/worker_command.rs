@@ -448,7 +448,7 @@ fn what_a_draining_worker_took_ahead_another_one_runs_meanwhile() {
     uuids.extend((0..5).map(|_| add("quick")));
     let mut draining = project.start(&settings);
     while !project.place.path("begun").exists() {
-        std::thread::sleep(std::time::Duration::from_millis(5));
+        std::thread::sleep(Duration::from_millis(5));
     }
     draining.signal(Signal::TERM);
     draining.read_until("SIGTERM");

@@ -9,6 +9,7 @@ mod output;
 mod plugin;
 mod project;
 mod run;
+mod runtime;
 mod settings_flags;
 mod stats;
 mod summary;

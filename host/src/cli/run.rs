@@ -15,9 +15,9 @@ use tokio::sync::{Notify, mpsc};
 
 use super::exit_code::ExitStatus;
 use super::input::{Input, Lines};
-use super::log;
 use super::settings_flags::SettingsFlags;
 use super::summary::Summary;
+use super::{log, runtime};
 use qtasks_host::shown;
 
 /// Tasks read ahead of the worker.
@@ -70,7 +70,7 @@ pub(super) fn run(arguments: &RunArguments) -> anyhow::Result<ExitStatus> {
         tracing::warn!("a plugin that ends this process will not be named: {}: {error}", shown(&settings.state_dir));
     }
     let input = Input::open(&arguments.tasks)?;
-    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
+    let runtime = runtime::start()?;
     let status = runtime.block_on(run_tasks(App::new(settings), input, &bar));
     // A thread that waits for standard input, or for a hung plugin, must not keep the process alive.
     runtime.shutdown_timeout(Duration::ZERO);

@@ -7,9 +7,9 @@ use qtasks_host::stats::{AppStats, PluginStats, TaskStats};
 use qtasks_host::{Settings, shown};
 
 use super::exit_code::ExitStatus;
-use super::log;
 use super::output::{print, print_json, table};
 use super::settings_flags::SettingsFlags;
+use super::{log, runtime};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum StatsCommand {
@@ -48,7 +48,7 @@ pub(super) fn run(command: StatsCommand) -> anyhow::Result<ExitStatus> {
     let settings = arguments.settings.settings()?;
     log::install(&settings.log, &ProgressBar::hidden())?;
     let json = arguments.json || arguments.format.is_some();
-    tokio::runtime::Runtime::new()?.block_on(inspect(settings, arguments.what, json))
+    runtime::start()?.block_on(inspect(settings, arguments.what, json))
 }
 
 async fn inspect(settings: Settings, what: What, json: bool) -> anyhow::Result<ExitStatus> {

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::Args;
 use indicatif::ProgressBar;
 use qtasks_host::broker::BrokerUrl;
@@ -11,8 +10,8 @@ use qtasks_host::starter::Ran;
 use qtasks_host::{App, shown};
 
 use super::exit_code::ExitStatus;
-use super::log;
 use super::settings_flags::SettingsFlags;
+use super::{log, runtime};
 
 /// Run tasks from the broker until SIGTERM or Ctrl-C.
 ///
@@ -56,7 +55,7 @@ pub(super) fn run(arguments: &WorkerArguments) -> anyhow::Result<ExitStatus> {
         tracing::warn!("a plugin that ends this process will not be named: {}: {error}", shown(&settings.state_dir));
     }
     let broker = settings.broker();
-    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
+    let runtime = runtime::start()?;
     let ran = runtime.block_on(async {
         let mut signals = Signals::catch();
         let Some(running) = signals.during(App::new(settings).start()).await else { return Ok(Ran::AtOnce) };

@@ -83,6 +83,9 @@ impl Loader<'_> {
             }
             loaded.reports.push(report);
         });
+        if loaded.reports.is_empty() {
+            tracing::warn!("no plugin library (*.so) in {}", shown(directory));
+        }
         loaded.keep_what_was_refused();
         loaded.plugins.sort_by(|left, right| left.name().cmp(right.name()));
         Ok(())
@@ -140,6 +143,8 @@ impl Loader<'_> {
         let mut report = LoadReport::new(&read.candidate);
         match read.inspected.and_then(|inspected| self.stages(inspected, trust, loaded, &mut report)) {
             Ok(Some(plugin)) => {
+                let (name, version) = (plugin.name(), &plugin.manifest().version);
+                tracing::debug!("plugin {name} {version} runs, from {}", shown(&report.path));
                 report.state = LoadState::Running;
                 loaded.take_in(plugin, &report.path);
             }
