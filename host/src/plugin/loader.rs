@@ -18,7 +18,7 @@ use super::instance::{Origin, Plugin};
 use super::load_error::LoadErrorKind;
 use super::manifest::Manifest;
 use super::probe::{self, QuarantinedError};
-use super::read_ahead::{self, Read};
+use super::read_ahead::{self, ReadLibrary};
 use super::report::{LoadReport, LoadState};
 use super::settings::PluginSettings;
 use super::start_watch::StartWatch;
@@ -138,7 +138,7 @@ impl Loader<'_> {
         report
     }
 
-    fn load_read(&self, read: Read, trust: &Trust<'_>, loaded: &mut Loaded) -> LoadReport {
+    fn load_read(&self, read: ReadLibrary, trust: &Trust<'_>, loaded: &mut Loaded) -> LoadReport {
         log_file_cautions(&read.cautions);
         let mut report = LoadReport::new(&read.candidate);
         match read.inspected.and_then(|inspected| self.stages(inspected, trust, loaded, &mut report)) {

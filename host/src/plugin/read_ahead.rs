@@ -8,13 +8,13 @@ use super::inspected::Inspected;
 use super::load_error::LoadErrorKind;
 
 /// What was found, and read.
-pub(super) struct Read {
+pub(super) struct ReadLibrary {
     pub(super) candidate: Candidate,
     pub(super) cautions: Vec<FileError>,
     pub(super) inspected: Result<Inspected, LoadErrorKind>,
 }
 
-impl From<Found> for Read {
+impl From<Found> for ReadLibrary {
     fn from(mut found: Found) -> Self {
         let (candidate, cautions) = (found.candidate.clone(), std::mem::take(&mut found.cautions));
         Self { candidate, cautions, inspected: Inspected::open(found) }
@@ -22,14 +22,14 @@ impl From<Found> for Read {
 }
 
 /// Gives each of `found` to `then`, in their order, on this thread; they are opened and read on another one, one ahead.
-pub(super) fn each(found: impl Iterator<Item = Found> + Send, mut then: impl FnMut(Read)) {
+pub(super) fn each(found: impl Iterator<Item = Found> + Send, mut then: impl FnMut(ReadLibrary)) {
     let mut found = found.fuse();
     thread::scope(|scope| {
         // Nothing waits in between: whoever has read one holds it until it is asked for.
         let (sender, receiver) = sync_channel(0);
         let reading = || {
             for found in &mut found {
-                if sender.send(Read::from(found)).is_err() {
+                if sender.send(ReadLibrary::from(found)).is_err() {
                     break;
                 }
             }
@@ -44,5 +44,5 @@ pub(super) fn each(found: impl Iterator<Item = Found> + Send, mut then: impl FnM
             std::panic::resume_unwind(panic);
         }
     });
-    found.map(Read::from).for_each(then);
+    found.map(ReadLibrary::from).for_each(then);
 }

@@ -21,7 +21,7 @@ use crate::trigger::Decision;
 
 /// A failed attempt as its batch keeps it. Its fields one by one: flattened, they cost twice the time.
 #[derive(Serialize)]
-struct Written<'a> {
+struct WrittenAttempt<'a> {
     uuid: Uuid,
     task_name: &'a str,
     attempt: u32,
@@ -36,9 +36,9 @@ struct Written<'a> {
 pub(super) fn write(lines: &mut Vec<u8>, finish: &Finish) -> Option<usize> {
     let Attempt { attempt, at, seconds, error, decisions } = finish.attempt.as_ref()?;
     let (uuid, task_name) = (finish.lease.uuid, &*finish.record.task.name);
-    let entry = Written { uuid, task_name, attempt: *attempt, at: *at, seconds: *seconds, error, decisions };
+    let line = WrittenAttempt { uuid, task_name, attempt: *attempt, at: *at, seconds: *seconds, error, decisions };
     let first = lines.len();
-    if serde_json::to_writer(&mut *lines, &entry).is_err() {
+    if serde_json::to_writer(&mut *lines, &line).is_err() {
         // Not met: an attempt holds nothing that has no JSON form.
         lines.truncate(first);
         return None;
@@ -69,7 +69,7 @@ pub(super) async fn history(link: &Link, keys: &Keys, hash: &Hash) -> Result<Vec
 
 /// As much of such a line as is told of decisions.
 #[derive(Deserialize)]
-struct Read {
+struct ReadAttempt {
     uuid: Uuid,
     task_name: String,
     attempt: u32,
@@ -105,8 +105,8 @@ pub(super) async fn decisions(
         let attempts: Vec<Option<Vec<u8>>> = link.run(redis::cmd("MGET").arg(names)).await?;
         let lines = attempts.iter().flatten().flat_map(|batch| batch.split(|byte| *byte == b'\n').rev());
         for json in lines.filter(|line| !line.is_empty()) {
-            let Some(entry) = read_entry(json).filter(|entry| uuid.is_none_or(|uuid| uuid == entry.uuid)) else { continue };
-            found.extend(decisions_of(entry));
+            let Some(attempt) = read_line(json).filter(|attempt| uuid.is_none_or(|uuid| uuid == attempt.uuid)) else { continue };
+            found.extend(decisions_of(attempt));
             if found.len() >= limit {
                 found.truncate(limit);
                 return Ok(found);
@@ -116,13 +116,13 @@ pub(super) async fn decisions(
     Ok(found)
 }
 
-fn read_entry(json: &[u8]) -> Option<Read> {
+fn read_line(json: &[u8]) -> Option<ReadAttempt> {
     let read = serde_json::from_slice(json);
     read.inspect_err(|error| tracing::warn!("a recorded attempt is unreadable and left out: {error}")).ok()
 }
 
-fn decisions_of(entry: Read) -> Vec<DecisionRecord> {
-    let Read { uuid, task_name, attempt, at, error, decisions, .. } = entry;
+fn decisions_of(attempt: ReadAttempt) -> Vec<DecisionRecord> {
+    let ReadAttempt { uuid, task_name, attempt, at, error, decisions, .. } = attempt;
     let Ok(error) = serde_json::from_str(error.get()).map(Arc::new) else { return Vec::new() };
     let record = |decision| {
         let (task_name, error) = (task_name.clone(), Arc::clone(&error));
@@ -145,7 +145,7 @@ pub(super) async fn prune(link: &Link, keys: &Keys, oldest: f64) -> Result<(), B
         let batches: Vec<String> = names.iter().map(|name| keys.batch(name)).collect();
         let remove = redis::cmd("UNLINK").arg(batches).to_owned();
         let forget = redis::cmd("ZREM").arg(&keys.attempts).arg(names).to_owned();
-        link.together::<Value>([remove, forget].into_iter()).await?;
+        link.together::<Value>([remove, forget]).await?;
     }
 }
 

@@ -100,8 +100,8 @@ impl Hash {
         self.text("attempts_at").ok().flatten().unwrap_or_default()
     }
 
-    /// Where the attempts that failed stand: the name of a batch, the first byte in it, and how many. Not more of them than is read of
-    /// anything.
+    /// Where the attempts that failed stand: the name of a batch, the first byte in it, and how many. Of more than is
+    /// read of anything, the latest: the last one is the record's own error.
     pub(super) fn attempts_at(&self) -> Vec<(&str, u32, u32)> {
         // Others may have written it; what names no place is passed over.
         fn place(at: &str) -> Option<(&str, u32, u32)> {
@@ -115,7 +115,9 @@ impl Hash {
             room = left.unwrap_or_default();
             left.is_some()
         };
-        self.attempts_text().split(' ').filter_map(place).take_while(fits).collect()
+        let mut places: Vec<_> = self.attempts_text().rsplit(' ').filter_map(place).take_while(fits).collect();
+        places.reverse();
+        places
     }
 
     /// The record, or why there is none in it.

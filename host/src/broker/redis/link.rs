@@ -100,11 +100,14 @@ impl Link {
     }
 
     /// Runs several commands, sent together, each answered alike.
-    pub(super) async fn together<T: FromRedisValue>(&self, commands: impl Iterator<Item = Cmd>) -> Result<Vec<T>, BrokerError> {
+    pub(super) async fn together<T: FromRedisValue>(
+        &self,
+        commands: impl IntoIterator<Item = Cmd>,
+    ) -> Result<Vec<T>, BrokerError> {
         let mut all = Pipeline::new();
-        commands.for_each(|command| {
+        for command in commands {
             all.add_command(command);
-        });
+        }
         if all.is_empty() { Ok(Vec::new()) } else { self.run_all(&all).await }
     }
 

@@ -265,7 +265,7 @@ pub(super) async fn set_running(link: &Link, keys: &Keys) -> Result<(), BrokerEr
     let main = keys.config("main");
     let set = redis::cmd("HSET").arg(&main).arg("name").arg(&keys.project).arg("status").arg("running").to_owned();
     let expire = redis::cmd("EXPIRE").arg(&main).arg(RUNNING).to_owned();
-    link.together::<Value>([set, expire].into_iter()).await.map(drop)
+    link.together::<Value>([set, expire]).await.map(drop)
 }
 
 pub(super) async fn is_running(link: &Link, keys: &Keys) -> Result<bool, BrokerError> {

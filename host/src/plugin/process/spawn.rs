@@ -34,8 +34,8 @@ pub(crate) struct Guest {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GuestError {
-    /// The program cannot be started.
-    #[error("the guest program {program} cannot be started: {reason}; name the qtasks-host binary with `guest_program`")]
+    /// The program cannot be started, or is no guest of this version. It was not given the library.
+    #[error("the guest program {program} cannot be used: {reason}; name the qtasks-host binary with `guest_program`")]
     Spawn {
         /// The program.
         program: String,

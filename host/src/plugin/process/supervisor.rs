@@ -152,13 +152,9 @@ impl Isolated {
                     return Ok(connection);
                 }
                 // The host's own trouble says nothing about the plugin.
-                Err(GuestError::Spawn { program, reason }) => {
+                Err(trouble @ (GuestError::Spawn { .. } | GuestError::Host(_))) => {
                     state.not_before = Some(now + FIRST_WAIT);
-                    return Err(error(CRASH_ERROR, format!("the guest program {program} cannot be started: {reason}")));
-                }
-                Err(GuestError::Host(reason)) => {
-                    state.not_before = Some(now + FIRST_WAIT);
-                    return Err(error(CRASH_ERROR, format!("the plugin's process cannot be started: {reason}")));
+                    return Err(error(CRASH_ERROR, trouble.to_string()));
                 }
                 Err(error) => {
                     reason = format!("did not come up again: {error}");
