@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use crate::broker::error::{BrokerError, BrokerErrorKind};
@@ -44,11 +45,16 @@ pub(super) fn connect(path: &Path, synchronous: Synchronous) -> rusqlite::Result
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    // Otherwise a statement with `LIMIT ?` is compiled anew each time it is given another number.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", synchronous.name())?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     // Kibibytes; the rest is the page cache of the system.
     connection.pragma_update(None, "cache_size", -8192)?;
+    // Pages of the log, 16 MiB, before they go to their places in the file. Ids are spread over their index, so most of its pages are
+    // in the log several times by then, and are written there once.
+    connection.pragma_update(None, "wal_autocheckpoint", 4000)?;
     Ok(connection)
 }
 

@@ -1,5 +1,6 @@
 //! The queue in the file: what each operation writes, in one transaction each.
 
+use std::collections::HashSet;
 use std::sync::LazyLock;
 
 use rusqlite::{Connection, OptionalExtension, params};
@@ -12,9 +13,10 @@ use crate::broker::{Again, Finish, Lease, Taken};
 /// Puts new tasks in; gives the uuid that is there already, in which case none was put in.
 pub(super) fn add(connection: &Connection, records: &[Record]) -> rusqlite::Result<Option<Uuid>> {
     let mut known = connection.prepare_cached("SELECT 1 FROM task WHERE uuid = ?1")?;
-    for (place, record) in records.iter().enumerate() {
+    let mut added = HashSet::with_capacity(records.len());
+    for record in records {
         let uuid = record.task.uuid;
-        if known.exists([uuid])? || records[..place].iter().any(|earlier| earlier.task.uuid == uuid) {
+        if !added.insert(uuid) || known.exists([uuid])? {
             return Ok(Some(uuid));
         }
     }
