@@ -37,6 +37,7 @@ fn list_says_why_a_library_would_be_refused_and_shows_the_others() {
         &[
             "fifo.so: refused: /",
             "libabi_of_the_future.so: refused: it was built for ABI 99.0, this host speaks 1.0",
+            " [abi]\n",
             "documented-example 0.1.0: ",
             "libno_manifest.so: refused: it has no plugin manifest",
             "same-name 1.0.0: ",

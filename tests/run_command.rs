@@ -101,7 +101,7 @@ fn bad_lines_are_told_by_number_and_reason_and_the_others_run() {
     let at = |line: u32| format!("tasks.jsonl:{line}: ");
     assert_says(
         &ended.stderr,
-        &[&(at(4) + "not a task: unknown field `arg`"), &(at(5) + "not a task: expected"), "4 input lines were refused"],
+        &[&(at(4) + "not a task: unknown field `arg`"), &(at(5) + "not a task: expected"), "input lines refused: 4"],
     );
     assert_says(
         &ended.stderr,

@@ -211,7 +211,7 @@ fn a_full_disk_is_told_and_nothing_is_lost_by_it() {
     std::fs::write(&full, "").expect("a mark");
     std::io::Write::write_all(&mut &writer, b"go\n").expect("the command reads");
     drop(writer);
-    let said = worker.read_until("results cannot be recorded");
+    let said = worker.read_until("results that cannot be recorded");
     assert_says(&said, &["sqlite:", "is full; make room, what was recorded so far is safe"]);
     // A task that comes meanwhile cannot be taken, and waits.
     let second = project.add(&["waits"]);

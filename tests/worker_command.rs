@@ -233,7 +233,7 @@ fn a_second_signal_stops_at_once_and_the_task_comes_back() {
     worker.signal(Signal::TERM);
     let (status, said) = worker.end();
     assert_eq!(status.code(), Some(130), "{said}");
-    assert_says(&said, &["SIGTERM again: stopping at once", "1 tasks were given back"]);
+    assert_says(&said, &["SIGTERM again: stopping at once", "tasks given back: 1"]);
     assert_eq!(project.status(&uuid), "new");
     drop(writer);
 }
@@ -287,6 +287,10 @@ fn what_a_plugin_set_aside_is_listed_and_requeued() {
     let list = project.client(&["task", "dead-letter", "list", "--json"]).end().expect_code(0).results();
     assert_eq!(list.iter().map(|record| &record["uuid"]).collect::<Vec<_>>(), [&json!(dead)]);
     assert_says(&project.client(&["task", "dead-letter", "list"]).end().stdout, &[&dead, "look at me"]);
+    let refused = project.client(&["task", "dead-letter", "requeue", &good]).end().expect_code(6);
+    assert_says(&refused.stdout, &[&format!("{good} was not set aside; `task retry` runs any ended task again")]);
+    assert_eq!(project.json(&["task", "dead-letter", "requeue", &good], 6)["requeue"], "not_set_aside");
+    assert_eq!(project.status(&good), "success");
     assert!(worker.stop().0.success());
     let requeued = project.client(&["task", "dead-letter", "requeue", "--all"]).end().expect_code(0);
     assert_says(&requeued.stdout, &[&format!("{dead} waits again")]);

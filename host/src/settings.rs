@@ -105,6 +105,7 @@ pub struct Settings {
     #[serde(deserialize_with = "optional_seconds")]
     pub max_time: Option<Duration>,
     /// Runs that a plugin's `retry_after` may lead to, where the task does not say.
+    #[serde(deserialize_with = "crate::task::settings::attempts")]
     pub max_attempts: u32,
     /// Longest delay that `retry_after` and `retry_backoff` get.
     #[serde(deserialize_with = "crate::plugin::settings::seconds")]
@@ -398,7 +399,10 @@ mod tests {
                 "did you mean `task_executor_run_task_trigger_error`?",
             ),
             ("plugins.a.triggers = 'everything'", "expected \"global\" or a list"),
-            ("triggers.worker_strat.answers = 'first'", "unknown trigger `worker_strat`"),
+            ("triggers.worker_strat.answers = 'first'", "unknown trigger `worker_strat`; did you mean `worker_start`?"),
+            ("plugins.a.triggers = ['oops']", "no trigger is called `oops`; docs/triggers.md lists"),
+            ("tasks.a.attempts = 0", "found 0 attempts; expected at least 1"),
+            ("max_attempts = 0", "found 0 attempts; expected at least 1"),
             ("intercept = 'al'", "did you mean `all`?"),
             ("concurrency = 0", "expected at least 1"),
             ("tasks.a.retry_om = ['TimeoutError']", "did you mean `retry_on`?"),

@@ -1,5 +1,7 @@
 //! The signals that a worker obeys.
 
+use std::time::{Duration, Instant};
+
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// SIGTERM, Ctrl-C and SIGHUP, from when they are caught on: until then each ends the process.
@@ -11,7 +13,14 @@ pub struct Signals {
     hangup: Option<Signal>,
     /// Whether one has asked to stop already.
     told: bool,
+    /// The last one that counted.
+    last: Option<Counted>,
 }
+
+type Counted = (&'static str, Instant);
+
+/// The same signal twice in so short a time is one: `timeout` of GNU sends it to the process and to its group. No hand is as quick.
+const ONE: Duration = Duration::from_millis(100);
 
 impl Signals {
     /// Catches them. Needs a tokio runtime around it.
@@ -25,6 +34,7 @@ impl Signals {
             interrupt: catch(SignalKind::interrupt()),
             hangup: catch(SignalKind::hangup()),
             told: false,
+            last: None,
         }
     }
 
@@ -54,12 +64,26 @@ impl Signals {
 
     /// Waits for one that asks to stop.
     pub(crate) async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            Some(()) = caught(&mut self.terminate) => "SIGTERM",
-            Some(()) = caught(&mut self.interrupt) => "Ctrl-C",
-            else => std::future::pending().await,
+        loop {
+            let name = tokio::select! {
+                Some(()) = caught(&mut self.terminate) => "SIGTERM",
+                Some(()) = caught(&mut self.interrupt) => "Ctrl-C",
+                else => std::future::pending().await,
+            };
+            if counts(&mut self.last, (name, Instant::now())) {
+                return name;
+            }
         }
     }
+}
+
+/// Whether a signal counts beside the last one that did.
+fn counts(last: &mut Option<Counted>, next: Counted) -> bool {
+    let counts = last.is_none_or(|(name, at)| name != next.0 || next.1.saturating_duration_since(at) >= ONE);
+    if counts {
+        *last = Some(next);
+    }
+    counts
 }
 
 /// Waits for a signal; for ever where it cannot be caught.
@@ -67,5 +91,23 @@ pub(crate) async fn caught(signal: &mut Option<Signal>) -> Option<()> {
     match signal {
         Some(signal) => signal.recv().await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_that_is_sent_twice_at_once_counts_once() {
+        let begun = Instant::now();
+        let after = |millis| begun + Duration::from_millis(millis);
+        let mut last = None;
+        assert!(counts(&mut last, ("SIGTERM", begun)));
+        assert!(!counts(&mut last, ("SIGTERM", after(1))));
+        // However often it is sent, it is waited for no longer.
+        assert!(!counts(&mut last, ("SIGTERM", after(99))));
+        assert!(counts(&mut last, ("SIGTERM", after(100))));
+        assert!(counts(&mut last, ("Ctrl-C", after(101))));
     }
 }

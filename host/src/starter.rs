@@ -131,7 +131,7 @@ async fn give_back(store: &Store) {
     const LONGEST: Duration = Duration::from_secs(1);
     match tokio::time::timeout(LONGEST, store.backend().detach()).await {
         Ok(Ok(0)) => {}
-        Ok(Ok(count)) => tracing::warn!("{count} tasks were given back"),
+        Ok(Ok(count)) => tracing::warn!("tasks given back: {count}"),
         Ok(Err(error)) => tracing::error!("tasks could not be given back; they come back when the lease is over: {error}"),
         Err(_) => tracing::error!("the broker does not answer; tasks come back when the lease is over"),
     }

@@ -202,7 +202,7 @@ async fn work(
     let early = lanes.give_back_waiting().await;
     let deadline = lanes.settings.drain_deadline;
     if tokio::time::timeout(deadline, lanes.drain()).await.is_err() {
-        tracing::warn!("{} tasks still ran after {} s; they are given back", lanes.running(), deadline.as_secs_f64());
+        tracing::warn!("tasks that still ran after {} s, and are given back: {}", deadline.as_secs_f64(), lanes.running());
     }
     early
 }

@@ -210,7 +210,7 @@ impl RedisBackend {
             ours.map(|lease| (lease.uuid, lease.delivery)).collect()
         };
         if !unknown.is_empty() {
-            tracing::warn!("{} tasks wait again: their way to this worker was cut", unknown.len());
+            tracing::warn!("tasks that wait again, since their way to this worker was cut: {}", unknown.len());
         }
         queue::give_back_unknown(&self.link, &self.keys, &unknown).await
     }
@@ -307,7 +307,7 @@ impl Broker for RedisBackend {
         Box::pin(async move {
             // All or none holds within one script; what is longer is too long for one.
             if records.len() > queue::MOST {
-                let refused = format!("{} tasks at once: expected at most {}", records.len(), queue::MOST);
+                let refused = format!("tasks at once: {}, expected at most {}", records.len(), queue::MOST);
                 return Err(BrokerError::new(&self.place, BrokerErrorKind::Refused(refused)));
             }
             queue::add(&self.link, &self.keys, &records).await

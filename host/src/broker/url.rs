@@ -44,7 +44,9 @@ impl Synchronous {
 
 /// Text that names no broker.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{found:?} is no broker: expected sqlite:PATH[?synchronous=full], redis://HOST[:PORT][/DB] or memory:")]
+#[error(
+    "{found:?} is no broker: expected sqlite:PATH[?synchronous=full], redis://HOST[:PORT][/DB], redis+unix:///PATH or memory:"
+)]
 pub struct BrokerUrlError {
     found: String,
 }

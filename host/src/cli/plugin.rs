@@ -194,7 +194,10 @@ fn status(reports: &[LoadReport]) -> ExitStatus {
 fn line(report: &LoadReport) -> String {
     let file = shown(report.path.file_name().unwrap_or_default());
     match (&report.manifest, report.reason()) {
-        (_, Some(reason)) => format!("{file}: refused: {reason}\n"),
+        (_, Some(reason)) => {
+            let code = report.error.as_ref().map_or(String::new(), |error| format!(" [{}]", error.kind.code()));
+            format!("{file}: refused: {reason}{code}\n")
+        }
         (Some(manifest), None) => {
             let disabled = if report.state == LoadState::Disabled { " (disabled)" } else { "" };
             let trust = match report.trust {

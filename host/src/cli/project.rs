@@ -57,7 +57,7 @@ pub(super) fn flush_all(arguments: &FlushAllArguments) -> anyhow::Result<ExitSta
         if arguments.json {
             print_json(&serde_json::json!({"removed": removed}))?;
         } else {
-            print(&format!("removed {removed} tasks of {project} from {place}\n"))?;
+            print(&format!("tasks of {project} removed from {place}: {removed}\n"))?;
         }
         Ok(ExitStatus::Success)
     })

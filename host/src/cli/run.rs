@@ -119,10 +119,10 @@ async fn run_tasks(app: App, input: Input, bar: &ProgressBar) -> anyhow::Result<
     bar.finish_and_clear();
     eprint!("{summary}");
     if lines.refused > 0 {
-        eprintln!("{} input lines were refused", lines.refused);
+        eprintln!("input lines refused: {}", lines.refused);
     }
     if broker.waiting() > 0 {
-        eprintln!("{} tasks were read and not begun", broker.waiting());
+        eprintln!("tasks read and not begun: {}", broker.waiting());
     }
     for plugin in running.executor().dispatcher().registry().plugins() {
         if let Some(reason) = plugin.tripped().await {
@@ -155,7 +155,10 @@ async fn listen_for_ctrl_c(broker: Arc<MemoryBackend>, interrupt: Arc<Interrupt>
     // Before the drain: an idle worker ends at once, and whoever waits for it looks here.
     interrupt.asked.store(true, Ordering::Release);
     broker.drain();
-    tracing::warn!("finishing what runs; {} tasks wait and will not be begun; Ctrl-C again stops at once", broker.waiting());
+    tracing::warn!(
+        "finishing what runs; tasks that wait and will not be begun: {}; Ctrl-C again stops at once",
+        broker.waiting()
+    );
     if tokio::signal::ctrl_c().await.is_ok() {
         interrupt.at_once.notify_one();
     }

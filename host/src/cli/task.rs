@@ -182,7 +182,7 @@ pub(super) fn run(command: TaskCommand) -> anyhow::Result<ExitStatus> {
         TaskCommand::Cancel(arguments) => cancel(&arguments),
         TaskCommand::Retry(arguments) => {
             let RetryArguments { uuid, json, client } = *arguments;
-            with_queue(&client, async |queue| requeue(&queue, &[uuid], json).await)
+            with_queue(&client, async |queue| requeue(&queue, &[uuid], Which::Any, json).await)
         }
         TaskCommand::DeadLetter(DeadLetterCommand::List(arguments)) => {
             let DeadLetterListArguments { limit, json, client } = *arguments;
@@ -196,7 +196,7 @@ pub(super) fn run(command: TaskCommand) -> anyhow::Result<ExitStatus> {
                     let dead = queue.store().backend().list(filter).await?;
                     uuids = dead.iter().map(|record| record.task.uuid).collect();
                 }
-                requeue(&queue, &uuids, json).await
+                requeue(&queue, &uuids, Which::SetAside, json).await
             })
         }
     }
@@ -271,9 +271,28 @@ fn cancel(arguments: &CancelArguments) -> anyhow::Result<ExitStatus> {
     })
 }
 
-async fn requeue(queue: &QueueTasks, uuids: &[Uuid], json: bool) -> anyhow::Result<ExitStatus> {
+/// Which tasks are to run again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Which {
+    Any,
+    SetAside,
+}
+
+async fn requeue(queue: &QueueTasks, uuids: &[Uuid], which: Which, json: bool) -> anyhow::Result<ExitStatus> {
     let mut status = ExitStatus::Success;
     for uuid in uuids {
+        if which == Which::SetAside
+            && let Some(record) = queue.store().backend().get(*uuid).await?
+            && record.dead_letter.is_none()
+        {
+            if json {
+                print_json_lines(&[serde_json::json!({"uuid": uuid, "requeue": "not_set_aside"})])?;
+            } else {
+                print(&format!("{uuid} was not set aside; `task retry` runs any ended task again\n"))?;
+            }
+            status = ExitStatus::NotInTime;
+            continue;
+        }
         let requeued = queue.store().backend().requeue(*uuid).await?;
         if json {
             print_json_lines(&[serde_json::json!({"uuid": uuid, "requeue": requeued})])?;

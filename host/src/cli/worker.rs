@@ -78,7 +78,7 @@ pub(super) fn run(arguments: &WorkerArguments) -> anyhow::Result<ExitStatus> {
     match ran? {
         Ran::Drained(worked) => {
             if worked.given_back > 0 {
-                tracing::warn!("{} tasks were given back to the broker", worked.given_back);
+                tracing::warn!("tasks given back to the broker: {}", worked.given_back);
             }
             Ok(ExitStatus::Success)
         }

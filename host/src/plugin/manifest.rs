@@ -11,7 +11,7 @@ use qtasks_plugin_api::note::{NOTE_OWNER, NOTE_TYPE};
 
 pub use qtasks_plugin_api::manifest::{Abi, HandlerEntry, Manifest, Mode, TaskEntry};
 
-use crate::nearest::nearest;
+use crate::nearest::nearest_trigger;
 
 /// Why a file has no manifest that this host can use.
 #[derive(Debug, thiserror::Error)]
@@ -167,7 +167,7 @@ fn check(manifest: &Manifest) -> Result<(), ManifestError> {
     }
     for handler in &manifest.handlers {
         if handler.trigger != GLOBAL && Trigger::from_name(&handler.trigger).is_none() {
-            let hint = nearest(&handler.trigger, Trigger::ALL.iter().map(|trigger| trigger.name()));
+            let hint = nearest_trigger(&handler.trigger);
             return Err(ManifestError::Trigger { found: handler.trigger.clone(), hint });
         }
     }

@@ -8,6 +8,7 @@ use qtasks_plugin_api::Trigger;
 use serde::{Deserialize, Serialize};
 
 use super::trust::TrustSetting;
+use crate::nearest::nearest_trigger;
 
 /// Settings of one plugin. Everything has a default.
 ///
@@ -121,10 +122,7 @@ impl<'de> Deserialize<'de> for Triggers {
 
 /// The trigger of this name, or an error that names the nearest.
 fn trigger(name: &str) -> Result<Trigger, String> {
-    Trigger::from_name(name).ok_or_else(|| {
-        let hint = crate::nearest::nearest(name, Trigger::ALL.iter().map(|known| known.name()));
-        format!("no trigger is called `{name}`{hint}")
-    })
+    Trigger::from_name(name).ok_or_else(|| format!("no trigger is called `{name}`{}", nearest_trigger(name)))
 }
 
 /// What an answer does to the chain of plugins.

@@ -158,7 +158,7 @@ impl Task {
             attempts: Option<u32>,
         }
         bounds::check_depth(line).map_err(|error| TaskModelError::Shape(error.to_string()))?;
-        let line: Line<'_> = serde_json::from_str(line).map_err(|error| TaskModelError::Shape(error.to_string()))?;
+        let line: Line<'_> = serde_json::from_str(line).map_err(|error| TaskModelError::Shape(reason(&error)))?;
         let mut task = Self::new(line.task)?;
         if let Some(args) = line.args {
             task.args = arguments("args", '[', "a JSON list", args)?;
@@ -182,6 +182,12 @@ impl Task {
         task.attempts = line.attempts;
         Ok(task)
     }
+}
+
+/// The words of serde_json without its line, which is that of no file, and without the names of Rust's numbers.
+fn reason(error: &serde_json::Error) -> String {
+    let reason = error.to_string().replace(" at line 1 column ", " at column ");
+    ["i64", "u32"].iter().fold(reason, |reason, number| reason.replace(&format!("expected {number}"), "expected a whole number"))
 }
 
 fn checked_name(name: Arc<str>) -> Result<Arc<str>, TaskModelError> {
@@ -260,7 +266,7 @@ mod tests {
             (r#"{"task": "a", "max_time": 0}"#, "max_time 0 is no time"),
             (r#"{"task": "a", "max_time": 1e19}"#, "ten years at most"),
             (r#"{"task": "a", "attempts": 0}"#, "expected at least 1"),
-            (r#"{"task": "a", "priority": 1.5}"#, "expected i64"),
+            (r#"{"task": "a", "priority": 1.5}"#, "floating point `1.5`, expected a whole number at column 29; "),
         ] {
             let error = Task::from_json(line).expect_err(line).to_string();
             assert!(error.contains(said), "{line}: {error}");

@@ -26,6 +26,7 @@ pub struct TaskSettings {
     #[serde(deserialize_with = "optional_seconds")]
     pub max_time: Option<Duration>,
     /// Runs in all.
+    #[serde(deserialize_with = "some_attempts")]
     pub attempts: Option<u32>,
     /// Which errors are tried again, by kind.
     pub retry_on: Option<Vec<String>>,
@@ -58,6 +59,18 @@ fn delay<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>,
     let delay = if seconds == 0.0 { Some(Duration::ZERO) } else { crate::plugin::settings::usable(seconds) };
     let expected = "expected a number of seconds, 0 or more, ten years at most";
     delay.map(Some).ok_or_else(|| D::Error::custom(format!("retry_delay is {seconds}; {expected}")))
+}
+
+fn some_attempts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    attempts(deserializer).map(Some)
+}
+
+/// How often at most a task runs.
+pub(crate) fn attempts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    match u32::deserialize(deserializer)? {
+        0 => Err(D::Error::custom("found 0 attempts; expected at least 1, which is the first run")),
+        attempts => Ok(attempts),
+    }
 }
 
 fn factor<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {

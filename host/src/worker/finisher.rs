@@ -135,12 +135,16 @@ async fn record(shared: &Shared, batch: &Arc<[Finish]>, stop: &Stop) -> Option<V
         if stop.is_asked() {
             after_stop += 1;
             if after_stop == LAST_ATTEMPTS {
-                tracing::error!("{} results could not be recorded; these tasks will run again: {}", batch.len(), chain(&error));
+                tracing::error!(
+                    "results that could not be recorded, whose tasks will run again: {}; {}",
+                    batch.len(),
+                    chain(&error)
+                );
                 return None;
             }
         }
         tracing::error!(
-            "{} results cannot be recorded, trying again in {} s: {}",
+            "results that cannot be recorded now: {}; trying again in {} s: {}",
             batch.len(),
             pause.as_secs_f64(),
             chain(&error)

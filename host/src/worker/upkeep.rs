@@ -36,12 +36,12 @@ pub(super) async fn run(shared: Arc<Shared>, settings: WorkerSettings) {
             }
             _ = look_for_lost.tick() => store.running_older_tasks(&shared.info).await.map(|count| {
                 if count > 0 {
-                    tracing::warn!("{count} tasks of lost workers wait again");
+                    tracing::warn!("tasks of lost workers that wait again: {count}");
                 }
             }),
             _ = prune.tick() => store.prune(settings.keep_results, settings.keep_decisions).await.map(|count| {
                 if count > 0 {
-                    tracing::debug!("{count} old results were removed");
+                    tracing::debug!("old results removed: {count}");
                 }
             }),
         };

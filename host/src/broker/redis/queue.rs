@@ -261,7 +261,7 @@ pub(super) async fn take_over(
     }
     let (handed, set_aside): (Vec<Handed>, u64) = link.call(&script::TAKE_OVER, &call).await?;
     if set_aside > 0 {
-        tracing::error!("{set_aside} tasks were set aside: {max_losses} workers were lost while they had them");
+        tracing::error!("tasks set aside, since {max_losses} workers were lost while they had them: {set_aside}");
     }
     Ok(handed)
 }

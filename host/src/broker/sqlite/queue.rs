@@ -191,7 +191,7 @@ pub(super) fn take_over(
             )?
             .execute(params![other, max_losses, unix_now(), error, reason])?;
         if set_aside > 0 {
-            tracing::error!("{set_aside} tasks were set aside: {reason}");
+            tracing::error!("tasks set aside, since {max_losses} workers were lost while they had them: {set_aside}");
         }
         let sql = format!(
             "UPDATE task SET worker = ?2, losses = max(1, losses + (begun IS delivery)), delivery = delivery + 1, updated_at = ?3
