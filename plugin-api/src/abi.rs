@@ -16,6 +16,8 @@ pub mod loaded;
 mod same_layout;
 
 #[cfg(test)]
+mod boundary_test;
+#[cfg(test)]
 mod layout_test;
 
 /// The boundary's number. Plugins and hosts of different majors do not meet.

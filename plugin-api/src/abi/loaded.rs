@@ -283,7 +283,7 @@ pub enum Received {
 
 impl AbiOutcome {
     /// Checks what came. A payload that is not what it claims to be is leaked: its vtable is not to be trusted either.
-    fn receive(self, max_bytes: usize) -> Result<Received, BoundsError> {
+    pub(super) fn receive(self, max_bytes: usize) -> Result<Received, BoundsError> {
         let Self { kind, payload } = self;
         if let Err(error) = bounds::check_raw(payload.as_ptr(), payload.len(), max_bytes) {
             std::mem::forget(payload);
