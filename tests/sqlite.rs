@@ -70,18 +70,58 @@ async fn the_tasks_of_a_dead_worker_come_back_once_and_it_finishes_them_no_more(
 async fn the_tasks_of_a_living_worker_are_never_taken_over() {
     let place = Place::new();
     let (living, other) = (backend(&place).await, backend(&place).await);
-    living.attach().await.expect("a worker");
+    for worker in [&living, &other] {
+        worker.attach().await.expect("a worker");
+    }
     living.add(vec![task("a", 0)]).await.expect("room");
     take_one(&living).await;
     let file = file(&place);
-    let beat = || file.query_row("SELECT max(beat) FROM worker", [], |row| row.get::<_, i64>(0)).expect("it is known");
+    let beat = || file.query_row("SELECT min(beat) FROM worker", [], |row| row.get::<_, i64>(0)).expect("it is known");
     let begun = Instant::now();
-    // Several times the lease, counted by the worker's own beats.
-    while beat() < 12 {
+    // Several times the lease, counted by the workers' own beats.
+    while beat() < 24 {
         assert_eq!(other.take_over().await.map(|taken| taken.len()), Ok(0));
         assert!(begun.elapsed() < PATIENCE, "the worker does not beat");
         tokio::time::sleep(LEASE / 10).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_locked_for_several_leases_takes_no_task_from_a_living_worker() {
+    let place = Place::new();
+    // SQLite looks every tenth of a second whether a lock is gone; a lease is longer than that.
+    let lease = Duration::from_secs(1);
+    let settings = BrokerSettings { lease, ..settings(&place) };
+    let (living, other) = (open(&settings).await.expect("a new file"), open(&settings).await.expect("the same file"));
+    for worker in [&living, &other] {
+        worker.attach().await.expect("a worker");
+    }
+    living.add(vec![task("a", 0)]).await.expect("room");
+    let taken = take_one(&living).await;
+    let file = file(&place);
+    let beats = || {
+        let mut beats = file.prepare("SELECT beat FROM worker ORDER BY id").expect("our own words");
+        let beats = beats.query_map([], |row| row.get::<_, i64>(0)).expect("the file can be read");
+        beats.collect::<Result<Vec<_>, _>>().expect("numbers")
+    };
+    for _ in 0..2 {
+        file.execute_batch("BEGIN IMMEDIATE").expect("nobody else keeps it locked");
+        // Not a synchronisation: the time in which no worker can show that it lives. A worker looks for lost ones all the while.
+        let begun = Instant::now();
+        while begun.elapsed() < 2 * lease {
+            assert_eq!(other.take_over().await.map(|taken| taken.len()), Ok(0));
+            tokio::time::sleep(lease / 20).await;
+        }
+        file.execute_batch("ROLLBACK").expect("our own lock");
+        let (first, begun) = (beats(), Instant::now());
+        while beats().iter().zip(&first).any(|(now, first)| now - first < 9) {
+            assert_eq!(other.take_over().await.map(|taken| taken.len()), Ok(0));
+            assert!(begun.elapsed() < PATIENCE, "the workers do not beat");
+            tokio::time::sleep(lease / 20).await;
+        }
+    }
+    let finish = Finish { lease: taken.lease, record: taken.record, retry: None, attempt: None };
+    assert_eq!(living.finish(Arc::new([finish])).await, Ok(Vec::new()), "the lease is its own still");
 }
 
 #[tokio::test]

@@ -37,7 +37,7 @@ use super::component::Component;
 use super::error::{BrokerError, BrokerErrorKind};
 use super::record::{DecisionRecord, Fields, Record, unix_now};
 use super::settings::BrokerSettings;
-use super::watched::Watched;
+use super::watched::{Watched, Written};
 use super::{Answer, Broker, Cancellation, Cancelled, Counts, Filter, Finish, Lease, Requeued, Storage, Taken};
 use crate::task::BoxFuture;
 
@@ -64,6 +64,7 @@ pub struct RedisBackend {
     max_losses: u32,
     recover_foreign_after: Option<Duration>,
     beat: Mutex<Option<Beat>>,
+    written: Written,
     watched: Mutex<Watched>,
     /// Items that workers without leases have, and since when they were seen.
     foreign: Mutex<HashMap<Vec<u8>, Instant>>,
@@ -109,7 +110,7 @@ impl RedisBackend {
             let refused = format!("is Redis {version}; expected {}.{} or later", OLDEST.0, OLDEST.1);
             return Err(BrokerError::new(&place, BrokerErrorKind::Refused(refused)));
         }
-        let (keys, worker) = (Arc::new(Keys::new(&settings.name)), Uuid::new_v4());
+        let (keys, worker, written) = (Arc::new(Keys::new(&settings.name)), Uuid::new_v4(), Written::default());
         Ok(Self {
             claim: Claim::new(&keys, worker),
             keys,
@@ -122,7 +123,8 @@ impl RedisBackend {
             max_losses: settings.max_losses,
             recover_foreign_after: settings.recover_foreign_after,
             beat: Mutex::default(),
-            watched: Mutex::default(),
+            watched: Mutex::new(Watched::new(written.clone())),
+            written,
             foreign: Mutex::default(),
             held: Mutex::default(),
             handing: tokio::sync::Mutex::default(),
@@ -320,8 +322,10 @@ impl Broker for RedisBackend {
             // Before the first lease, so that no lease is without a worker.
             let known = redis::cmd("HSETNX").arg(&self.keys.workers).arg(self.worker.to_string()).arg(0).to_owned();
             self.link.run::<Value>(&known).await?;
+            self.written.now();
             self.claim.renew(&self.link).await?;
-            let beat = Beat::start(self.client.clone(), &self.place, &self.keys, self.worker, self.lease, sender)?;
+            let (client, written) = (self.client.clone(), self.written.clone());
+            let beat = Beat::start(client, &self.place, &self.keys, self.worker, self.lease, sender, written)?;
             *locked(&self.beat) = Some(beat);
             Ok(receiver)
         })

@@ -14,7 +14,8 @@ pub struct BrokerSettings {
     pub make_directory: bool,
     /// The project: tasks of one are unknown to another. `QueueTasks` is QTasks' own default.
     pub name: Arc<str>,
-    /// How long a worker's beat may stop before its tasks are taken over. It beats at least three times in this time, and at least once a second.
+    /// How long a worker's beat may stop before its tasks are taken over. It beats at least six times in this time, and at least once
+    /// a second.
     pub lease: Duration,
     /// After how many lost workers a task is set aside: it is what ends them.
     pub max_losses: u32,

@@ -26,7 +26,7 @@ use super::error::{BrokerError, BrokerErrorKind};
 use super::record::{DecisionRecord, Fields, Record, unix_now};
 use super::settings::BrokerSettings;
 use super::url::Synchronous;
-use super::watched::Watched;
+use super::watched::{Watched, Written};
 use super::{Answer, Broker, Cancellation, Cancelled, Counts, Filter, Finish, Lease, Requeued, Storage, Taken};
 use crate::task::BoxFuture;
 
@@ -43,6 +43,7 @@ pub struct SqliteBackend {
     worker: Uuid,
     lease: Duration,
     max_losses: u32,
+    written: Written,
     watched: Mutex<Watched>,
     /// The file may have changed.
     changed: Arc<Notify>,
@@ -62,7 +63,7 @@ impl SqliteBackend {
         }
         let connection = connection::open(path, synchronous, &settings.name, &place)?;
         let reader = connection::connect(path, synchronous).map_err(|error| error_of(&place, error))?;
-        let changed = Arc::new(Notify::new());
+        let (changed, written) = (Arc::new(Notify::new()), Written::default());
         wakeup::watch(path, &changed).map_err(|error| BrokerError::with_source(&place, BrokerErrorKind::Other, error))?;
         Ok(Self {
             writer: Arc::new(Writer::start(connection, Arc::clone(&place))?),
@@ -70,7 +71,8 @@ impl SqliteBackend {
             worker: Uuid::new_v4(),
             lease: settings.lease,
             max_losses: settings.max_losses,
-            watched: Mutex::default(),
+            watched: Mutex::new(Watched::new(written.clone())),
+            written,
             changed,
             place,
         })
@@ -130,7 +132,8 @@ impl Broker for SqliteBackend {
         Box::pin(async move {
             let (sender, receiver) = mpsc::unbounded_channel();
             self.write(move |connection| queue::attach(connection, worker)).await?;
-            self.writer.beat(Some(Beat::new(worker, self.lease, sender)))?;
+            self.written.now();
+            self.writer.beat(Some(Beat::new(worker, self.lease, sender, self.written.clone())))?;
             Ok(receiver)
         })
     }

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::keys::Keys;
 use super::link::error_of;
+use crate::broker::watched::{BEATS_OF_A_LEASE, Written};
 use crate::broker::{BrokerError, BrokerErrorKind, Cancellation};
 use crate::shown::chain;
 
@@ -30,7 +31,10 @@ struct Thread {
     keys: Arc<Keys>,
     worker: Uuid,
     every: Duration,
+    /// Longest wait for an answer.
+    patience: Duration,
     cancellations: UnboundedSender<Cancellation>,
+    written: Written,
     connection: Option<Connection>,
 }
 
@@ -42,6 +46,7 @@ impl Beat {
         worker: Uuid,
         lease: Duration,
         cancellations: UnboundedSender<Cancellation>,
+        written: Written,
     ) -> Result<Self, BrokerError> {
         let (stop, stopped) = channel();
         let (place, keys) = (Arc::clone(place), Arc::clone(keys));
@@ -50,8 +55,10 @@ impl Beat {
             place: Arc::clone(&place),
             keys,
             worker,
-            every: LOOK.min(lease / 3),
+            every: LOOK.min(lease / BEATS_OF_A_LEASE),
+            patience: LOOK.min(lease / 3),
             cancellations,
+            written,
             connection: None,
         };
         let run = move || {
@@ -90,14 +97,15 @@ impl Thread {
         let connection = match &mut self.connection {
             Some(connection) => connection,
             none => {
-                let connection = self.client.get_connection_with_timeout(self.every)?;
-                connection.set_read_timeout(Some(self.every))?;
-                connection.set_write_timeout(Some(self.every))?;
+                let connection = self.client.get_connection_with_timeout(self.patience)?;
+                connection.set_read_timeout(Some(self.patience))?;
+                connection.set_write_timeout(Some(self.patience))?;
                 none.insert(connection)
             }
         };
         if beat_is_due {
             redis::cmd("HINCRBY").arg(&self.keys.workers).arg(self.worker.to_string()).arg(1).exec(connection)?;
+            self.written.now();
         }
         let key = self.keys.cancellations(self.worker);
         let (asked, _): (HashMap<String, String>, u64) =

@@ -12,6 +12,7 @@ use super::connection::error_of;
 use super::writer::in_transaction;
 use crate::broker::Cancellation;
 use crate::broker::record::unix_now;
+use crate::broker::watched::{BEATS_OF_A_LEASE, Written};
 use crate::shown::chain;
 
 /// Longest time between two beats.
@@ -27,14 +28,15 @@ pub(super) struct Beat {
     next_beat: Instant,
     next_look: Instant,
     cancellations: UnboundedSender<Cancellation>,
+    written: Written,
 }
 
 impl Beat {
-    pub(super) fn new(worker: Uuid, lease: Duration, cancellations: UnboundedSender<Cancellation>) -> Self {
+    pub(super) fn new(worker: Uuid, lease: Duration, cancellations: UnboundedSender<Cancellation>, written: Written) -> Self {
         let now = Instant::now();
         // Others may have a shorter lease.
-        let every = LONGEST.min(lease / 3);
-        Self { worker, every, next_beat: now + every, next_look: now + LOOK, cancellations }
+        let every = LONGEST.min(lease / BEATS_OF_A_LEASE);
+        Self { worker, every, next_beat: now + every, next_look: now + LOOK, cancellations, written }
     }
 
     /// When there is something to do next.
@@ -64,6 +66,7 @@ impl Beat {
                  ON CONFLICT (id) DO UPDATE SET beat = beat + 1, seen_at = excluded.seen_at",
             )?;
             statement.execute((self.worker, unix_now()))?;
+            self.written.now();
         }
         let asked: bool = connection
             .prepare_cached("SELECT EXISTS (SELECT 1 FROM cancellation WHERE worker = ?1)")?
