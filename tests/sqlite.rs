@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use qtasks_host::broker::url::Synchronous;
-use qtasks_host::broker::{Backend, BrokerErrorKind, BrokerSettings, BrokerUrl, Filter, Finish, Record, TaskStatus, open};
+use qtasks_host::broker::{
+    Backend, BrokerErrorKind, BrokerSettings, BrokerUrl, Filter, Finish, Record, Requeued, TaskStatus, open,
+};
 use rusqlite::Connection;
 
 use crate::brokers::{take_one, task};
@@ -178,6 +180,7 @@ async fn a_row_that_is_no_task_is_set_aside_and_the_others_come() {
     ];
     let mut records: Vec<Record> = damages.iter().map(|_| task("damaged", 5)).collect();
     records.push(task("good", 0));
+    let first = records[0].task.uuid;
     backend.add(records).await.expect("room");
     let file = file(&place);
     for (seq, (column, value)) in (1..).zip(&damages) {
@@ -196,6 +199,11 @@ async fn a_row_that_is_no_task_is_set_aside_and_the_others_come() {
     }
     assert_says(&reasons[1], &["args is no JSON list"]);
     assert_says(&reasons[7], &["nested deeper than 128"]);
+    // What was found is not lost, and nobody runs what stands there instead.
+    let record = backend.get(first).await.expect("an answer").expect("it is there");
+    assert_eq!(record.extras["found_args"].get(), r#""[1""#);
+    assert_eq!(record.error.expect("an error").kind, "UnreadableTask");
+    assert_eq!(backend.requeue(first).await, Ok(Requeued::Unreadable));
     // Looking at them harms nothing either.
     assert!(backend.list(Filter::latest(100)).await.expect("records").iter().any(|record| &*record.task.name == "good"));
 }

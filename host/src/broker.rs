@@ -135,9 +135,14 @@ pub enum Requeued {
     Done,
     /// It waits or runs already.
     Underway,
+    /// What was found in its place was no task, so there is nothing to run: it has to be added anew.
+    Unreadable,
     /// Nobody knows it.
     Unknown,
 }
+
+/// `type` of the error of what was set aside since it is no task.
+pub(crate) const UNREADABLE_TASK_ERROR: &str = "UnreadableTask";
 
 /// How many tasks there are, by status.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]

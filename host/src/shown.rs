@@ -50,6 +50,12 @@ pub(crate) fn is_plain(char: char) -> bool {
     !char.is_control() && !turns_text
 }
 
+/// The beginning of bytes, as text that everybody can read.
+pub(crate) fn readable(bytes: &[u8]) -> String {
+    const MOST: usize = 4096;
+    String::from_utf8_lossy(&bytes[..bytes.len().min(MOST)]).into_owned()
+}
+
 /// An error and all its causes, as one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

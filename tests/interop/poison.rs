@@ -234,3 +234,52 @@ fn what_others_write_among_this_programs_keys_loses_nothing_and_hides_nothing() 
     let (status, said) = worker.stop();
     assert!(status.success(), "{said}");
 }
+
+#[test]
+fn what_was_unreadable_is_not_run_with_arguments_that_nobody_gave() {
+    let Some(interop) = Interop::start() else { return };
+    let project = interop.project(&[]);
+    let bad = poison("NaN", b"mirror:UUID:0", Record::With("args", b"[NaN]".to_vec()), &["args"]);
+    bad.push(&interop);
+    let worker = project.start(&[MIRROR]);
+    let uuid = bad.uuid.to_string();
+    assert_eq!(project.wait(&uuid)["status"], "error");
+    for command in [["task", "retry"].as_slice(), &["task", "dead-letter", "requeue"]] {
+        let words = [command, &[&uuid]].concat();
+        assert_eq!(project.json(&words, 6)["requeue"], "unreadable");
+        assert_says(&project.client(&words).end().stdout, &["cannot run again, since what was found was no task"]);
+    }
+    let record = project.json(&["task", "get", &uuid], 0);
+    assert_has(&record, &json!({"status": "error", "found_args": "[NaN]"}));
+    interop.assert_nothing_left();
+    assert!(worker.stop().0.success());
+}
+
+#[test]
+fn a_task_that_nobody_has_any_more_can_be_run_again_or_cancelled() {
+    let Some(interop) = Interop::start() else { return };
+    let project = interop.project(&["scripted"]);
+    // A Python worker that ends between taking a task and noting that it has it leaves such a record behind.
+    let strand = |uuid: &str, status: &str| {
+        let record = ["priority", "0", "args", "[]", "kwargs", "{}", "created_at", "1.5", "updated_at", "1.5"];
+        let its_key = key(uuid);
+        let fields = [["HSET", &its_key, "task_name", "echo", "status", status].as_slice(), &record].concat();
+        interop.server.command::<()>(&fields);
+    };
+    let [runs, ends, held] = [(); 3].map(|()| Uuid::new_v4().to_string());
+    strand(&runs, "new");
+    strand(&ends, "process");
+    strand(&held, "process");
+    interop.server.command::<()>(&["ZADD", PROCESS, "0", &format!("echo:{held}:0")]);
+    assert_eq!(project.json(&["task", "retry", &held], 6)["requeue"], "underway", "a Python worker has it");
+    assert_eq!(project.json(&["task", "cancel", &held], 6)["cancel"], "foreign");
+    interop.server.command::<()>(&["ZREM", PROCESS, &format!("echo:{held}:0")]);
+    assert_eq!(project.json(&["task", "retry", &runs], 0)["requeue"], "done");
+    assert_eq!(project.json(&["task", "retry", &runs], 6)["requeue"], "underway", "it waits now");
+    assert_eq!(project.json(&["task", "cancel", &ends], 0)["cancel"], "done");
+    assert_eq!(project.status(&ends), "cancel");
+    let worker = project.start(&[]);
+    assert_eq!(project.wait(&runs)["status"], "success");
+    interop.assert_nothing_left();
+    assert!(worker.stop().0.success());
+}

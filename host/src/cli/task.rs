@@ -300,12 +300,17 @@ async fn requeue(queue: &QueueTasks, uuids: &[Uuid], which: Which, json: bool) -
             print(&match requeued {
                 Requeued::Done => format!("{uuid} waits again\n"),
                 Requeued::Underway => format!("{uuid} waits or runs already\n"),
+                Requeued::Unreadable => {
+                    format!(
+                        "{uuid} cannot run again, since what was found was no task: see it with `task get`, and add it anew\n"
+                    )
+                }
                 Requeued::Unknown => String::new(),
             })?;
         }
         status = match requeued {
             Requeued::Done => status,
-            Requeued::Underway => ExitStatus::NotInTime,
+            Requeued::Underway | Requeued::Unreadable => ExitStatus::NotInTime,
             Requeued::Unknown => unknown(*uuid)?,
         };
     }

@@ -7,9 +7,11 @@ use uuid::Uuid;
 
 use super::fields::{OTHER_FIELDS, OWN};
 use super::python_json::repr;
+use crate::broker::UNREADABLE_TASK_ERROR;
 use crate::broker::record::{Fields, Record, TaskStatus, unix_now};
 use crate::plugin::PluginIdentity;
 use crate::plugin::settings::usable;
+use crate::shown::readable;
 use crate::task::Task;
 use crate::trigger::{OutcomeKind, Resolution};
 
@@ -229,8 +231,8 @@ impl Hash {
             ("found_item", readable(item.as_bytes())),
             ("updated_at", now),
             ("status", TaskStatus::Error.name().to_owned()),
-            ("traceback", format!("UnreadableTask: {reason}")),
-            ("error_type", "UnreadableTask".to_owned()),
+            ("traceback", format!("{UNREADABLE_TASK_ERROR}: {reason}")),
+            ("error_type", UNREADABLE_TASK_ERROR.to_owned()),
             ("error_message", reason.to_owned()),
             ("dead_letter", reason.to_owned()),
         ];
@@ -262,12 +264,6 @@ fn checked_json(text: &str) -> Result<(), String> {
 fn beginning(text: &str) -> String {
     let short: String = text.chars().take(60).collect();
     format!("{short:?}")
-}
-
-/// Bytes as text that everybody can read.
-fn readable(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(4096)]);
-    text.into_owned()
 }
 
 #[cfg(test)]

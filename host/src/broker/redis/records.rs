@@ -148,6 +148,7 @@ pub(super) async fn requeue(link: &Link, keys: &Keys, uuid: Uuid) -> Result<Requ
     Ok(match link.call::<String>(&script::REQUEUE, &call).await?.as_str() {
         "done" => Requeued::Done,
         "underway" => Requeued::Underway,
+        "unreadable" => Requeued::Unreadable,
         _ => Requeued::Unknown,
     })
 }

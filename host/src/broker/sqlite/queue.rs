@@ -1,14 +1,15 @@
 //! The queue in the file: what each operation writes, in one transaction each.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::LazyLock;
 
+use qtasks_plugin_api::ErrorBody;
 use rusqlite::{Connection, OptionalExtension, params};
 use uuid::Uuid;
 
 use super::row::{self, COLUMNS, Stored};
 use crate::broker::record::{Record, TaskStatus, unix_now};
-use crate::broker::{Again, Finish, Lease, Taken};
+use crate::broker::{Again, Finish, Lease, Taken, UNREADABLE_TASK_ERROR};
 
 /// Puts new tasks in; gives the uuid that is there already, in which case none was put in.
 pub(super) fn add(connection: &Connection, records: &[Record]) -> rusqlite::Result<Option<Uuid>> {
@@ -67,17 +68,7 @@ where
     for row in rows.collect::<rusqlite::Result<Vec<_>>>()? {
         match row {
             Ok(stored) => taken.push(stored),
-            Err(unreadable) => {
-                let reason = format!("its row in the database is no task: {}", unreadable.reason);
-                tracing::error!(seq = unreadable.seq, "a task was set aside, {reason}");
-                connection
-                    .prepare_cached(
-                        "UPDATE task SET status = 3, worker = NULL, traceback = ?2, dead_letter = ?2, error = NULL,
-                         original_error = NULL, resolved_by = NULL, result = NULL, extras = NULL, args = '[]', kwargs = '{}'
-                         WHERE seq = ?1",
-                    )?
-                    .execute(params![unreadable.seq, reason])?;
-            }
+            Err(unreadable) => set_aside(connection, &unreadable)?,
         }
     }
     // SQLite gives rows in no order of ours.
@@ -86,6 +77,29 @@ where
         .into_iter()
         .map(|Stored { delivery, record, .. }| Taken { lease: Lease { uuid: record.task.uuid, delivery }, record })
         .collect())
+}
+
+/// Makes a record of a row that is no task, with what stood in the place of its arguments as extra fields.
+fn set_aside(connection: &Connection, unreadable: &row::Unreadable) -> rusqlite::Result<()> {
+    let reason = format!("its row in the database is no task: {}", unreadable.reason);
+    tracing::error!(seq = unreadable.seq, "a task was set aside, {reason}");
+    let found = connection
+        .prepare_cached("SELECT args, kwargs FROM task WHERE seq = ?1")?
+        .query_row([unreadable.seq], |row| Ok([row::found(row, 0)?, row::found(row, 1)?]))?;
+    let extras = json_text(&BTreeMap::from([("found_args", &found[0]), ("found_kwargs", &found[1])]))?;
+    let error = json_text(&ErrorBody::new(UNREADABLE_TASK_ERROR, reason.as_str()))?;
+    connection
+        .prepare_cached(
+            "UPDATE task SET status = 3, worker = NULL, updated_at = ?5, traceback = ?2, dead_letter = ?2, error = ?3,
+             original_error = NULL, resolved_by = NULL, result = NULL, extras = ?4, args = '[]', kwargs = '{}'
+             WHERE seq = ?1",
+        )?
+        .execute(params![unreadable.seq, reason, error, extras, unix_now()])?;
+    Ok(())
+}
+
+fn json_text(value: &impl serde::Serialize) -> rusqlite::Result<String> {
+    serde_json::to_string(value).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
 }
 
 /// Records what became of attempts; gives the leases that were lost.
@@ -181,8 +195,7 @@ pub(super) fn take_over(
         }
         connection.prepare_cached("DELETE FROM worker WHERE id = ?1")?.execute([other])?;
         let reason = format!("{max_losses} workers were lost while they had this task");
-        let error = qtasks_plugin_api::ErrorBody::new(WORKER_LOST_ERROR, reason.as_str());
-        let error = serde_json::to_string(&error).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+        let error = json_text(&ErrorBody::new(WORKER_LOST_ERROR, reason.as_str()))?;
         let set_aside = connection
             .prepare_cached(
                 "UPDATE task SET status = 3, worker = NULL, losses = losses + 1, delivery = delivery + 1, updated_at = ?3,

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::row::{self, ATTEMPT_COLUMNS, COLUMNS, Stored};
 use crate::broker::record::{DecisionRecord, FieldError, Fields, Record, TaskStatus, unix_now};
-use crate::broker::{Cancelled, Counts, Filter, Requeued};
+use crate::broker::{Cancelled, Counts, Filter, Requeued, UNREADABLE_TASK_ERROR};
 
 /// Old rows are removed in steps of this many, so that no writer waits long.
 const STEP: i64 = 2000;
@@ -126,13 +126,14 @@ pub(super) fn cancel(connection: &Connection, uuid: Uuid, reason: &str) -> rusql
 
 /// Lets an ended task wait again.
 pub(super) fn requeue(connection: &Connection, uuid: Uuid) -> rusqlite::Result<Requeued> {
-    let status = connection
-        .prepare_cached("SELECT status FROM task WHERE uuid = ?1")?
-        .query_row([uuid], |row| row.get::<_, i64>(0))
+    let found = connection
+        .prepare_cached("SELECT status, iif(json_valid(error), error ->> '$.type', NULL) FROM task WHERE uuid = ?1")?
+        .query_row([uuid], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Option<String>>(1)?)))
         .optional()?;
-    match status.map(row::status_of) {
+    match found.map(|(status, error)| (row::status_of(status), error)) {
         None => Ok(Requeued::Unknown),
-        Some(Some(status)) if !status.has_ended() => Ok(Requeued::Underway),
+        Some((Some(status), _)) if !status.has_ended() => Ok(Requeued::Underway),
+        Some((_, Some(error))) if error == UNREADABLE_TASK_ERROR => Ok(Requeued::Unreadable),
         Some(_) => {
             connection
                 .prepare_cached(

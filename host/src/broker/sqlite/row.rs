@@ -82,6 +82,14 @@ fn text<'a>(row: &'a Row<'_>, column: usize, name: &str) -> Result<Option<&'a st
     }
 }
 
+/// What stands in a column, as a text, whatever it is.
+pub(super) fn found(row: &Row<'_>, column: usize) -> rusqlite::Result<String> {
+    Ok(match row.get_ref(column)? {
+        ValueRef::Text(bytes) => crate::shown::readable(bytes),
+        other => other.data_type().to_string(),
+    })
+}
+
 fn json(row: &Row<'_>, column: usize, name: &str) -> Result<Option<Box<RawValue>>, String> {
     let text = text(row, column, name)?;
     text.map(|text| RawValue::from_string(text.to_owned()).map_err(|error| format!("{name}: {error}"))).transpose()

@@ -15,21 +15,10 @@ if value then
 end
 if status ~= 'new' and status ~= 'process' then return 'ended' end
 
-local function remove(item)
-    return redis.call('LREM', queue, 1, item) + redis.call('ZREM', delayed, item) > 0
-end
-local item = (found[2] or '') .. ':' .. uuid .. ':' .. (found[3] or '')
-local removed = remove(item)
-if not removed then
-    -- The record may have been changed since it was queued.
-    for _, item in ipairs(redis.call('LRANGE', queue, 0, -1)) do
-        if string.find(item, uuid, 1, true) then
-            removed = remove(item)
-            break
-        end
-    end
-end
-if not removed then return 'foreign' end
+local item, place = place_of(uuid, (found[2] or '') .. ':' .. uuid .. ':' .. (found[3] or ''))
+if place == process then return 'foreign' end
+if place == queue then redis.call('LREM', queue, 1, item) end
+if place == delayed then redis.call('ZREM', delayed, item) end
 redis.call('HSET', record(uuid), 'status', 'cancel', 'cancel_reason', reason, 'updated_at', now)
 have_ended({now .. ' ' .. uuid})
 return 'done'

@@ -103,6 +103,20 @@ local function leases_of(whose)
     return found
 end
 
+-- Where a task is that has no lease: its item, and the key of the queue, of the delayed, or of what Python workers run. Nothing where it is
+-- nowhere: a Python worker takes a task first, and notes that it has it afterwards.
+local function place_of(uuid, item)
+    if redis.call('ZSCORE', delayed, item) then return item, delayed end
+    if redis.call('ZSCORE', process, item) then return item, process end
+    -- The record may have been changed since it was queued.
+    local lists = {[queue] = 'LRANGE', [delayed] = 'ZRANGE', [process] = 'ZRANGE'}
+    for key, command in pairs(lists) do
+        for _, item in ipairs(redis.call(command, key, 0, -1)) do
+            if string.find(item, uuid, 1, true) then return item, key end
+        end
+    end
+end
+
 -- The record at the end of a chain of retries: who asks for a task means that one.
 local function last_of(uuid)
     for _ = 1, 1000 do
