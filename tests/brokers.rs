@@ -82,6 +82,7 @@ over_each_broker! {
     delayed_tasks_come_in_their_time
     a_uuid_is_taken_once
     a_finished_task_keeps_its_result_its_attempts_and_its_decisions
+    decisions_are_told_of_every_attempt_until_they_are_old
     a_retry_waits_and_comes_back_with_its_attempt
     who_asks_for_a_task_that_was_retried_means_its_last_retry
     a_lease_ends_with_the_next_delivery
@@ -191,19 +192,8 @@ async fn a_finished_task_keeps_its_result_its_attempts_and_its_decisions(brokers
     backend.add(vec![task("a", 0)]).await.expect("room");
     let taken = take_one(&backend).await;
     let uuid = taken.lease.uuid;
-    let error = Box::new(ErrorBody::new("TaskPluginTriggerError", "sea is frozen"));
-    let decision =
-        serde_json::from_str(r#"{"plugin": "p", "version": "1.0.0", "digest": "ab"}"#).map(Arc::new).expect("an identity");
-    let decision = qtasks_host::trigger::Decision {
-        event: 7,
-        trigger: qtasks_host::trigger::Trigger::TaskExecutorRunTaskTriggerError,
-        by: decision,
-        outcome: qtasks_host::trigger::OutcomeKind::Result,
-        duration: Duration::from_micros(250),
-        failure: None,
-    };
     let mut finished = ended(&taken, TaskStatus::Success);
-    finished.attempt = Some(Attempt { attempt: 1, at: 1.5, seconds: 0.25, error, decisions: vec![decision] });
+    finished.attempt = Some(attempt_asked_about(1));
     assert!(finish(&backend, finished).await);
     let record = brokers.open().await.get(uuid).await.expect("an answer").expect("it is there");
     let found = json_of(&record);
@@ -220,6 +210,54 @@ async fn a_finished_task_keeps_its_result_its_attempts_and_its_decisions(brokers
     }
     assert_eq!(found["error"]["message"], json!("sea is frozen"));
     assert!(backend.decisions(None, 0).await.expect("decisions").is_empty());
+}
+
+/// An attempt of now that failed, with what a plugin decided about it.
+fn attempt_asked_about(attempt: u32) -> Attempt {
+    let by = serde_json::from_str(r#"{"plugin": "p", "version": "1.0.0", "digest": "ab"}"#).map(Arc::new).expect("an identity");
+    let decision = qtasks_host::trigger::Decision {
+        event: 7,
+        trigger: qtasks_host::trigger::Trigger::TaskExecutorRunTaskTriggerError,
+        by,
+        outcome: qtasks_host::trigger::OutcomeKind::Result,
+        duration: Duration::from_micros(250),
+        failure: None,
+    };
+    let error = Box::new(ErrorBody::new("TaskPluginTriggerError", "sea is frozen"));
+    Attempt { attempt, at: qtasks_host::broker::unix_now(), seconds: 0.25, error, decisions: vec![decision] }
+}
+
+async fn decisions_are_told_of_every_attempt_until_they_are_old(brokers: Brokers) {
+    let backend = brokers.open().await;
+    backend.attach().await.expect("a worker");
+    backend.add(vec![task("a", 0), task("b", 0)]).await.expect("room");
+    let first = take_one(&backend).await;
+    let uuid = first.lease.uuid;
+    let mut again = ended(&first, TaskStatus::Process);
+    again.record.task.attempt = 2;
+    again.retry = Some(Again { after: Duration::ZERO, left: 1 });
+    again.attempt = Some(attempt_asked_about(1));
+    assert!(finish(&backend, again).await);
+    for _ in 0..2 {
+        let taken = take_one(&backend).await;
+        let mut last = ended(&taken, TaskStatus::Error);
+        last.attempt = Some(attempt_asked_about(taken.record.task.attempt));
+        assert!(finish(&backend, last).await);
+    }
+    let told = async |uuid| {
+        let decisions = backend.decisions(uuid, 10).await.expect("decisions");
+        decisions.iter().map(|decision| (decision.task_name.clone(), decision.attempt)).collect::<Vec<_>>()
+    };
+    assert_eq!(told(Some(uuid)).await, [("a".to_owned(), 2), ("a".to_owned(), 1)], "also where a retry has an id of its own");
+    let mut all = told(None).await;
+    all.sort();
+    assert_eq!(all, [("a".to_owned(), 1), ("a".to_owned(), 2), ("b".to_owned(), 1)]);
+    let hour = Duration::from_secs(3600);
+    assert_eq!(backend.prune(hour, hour).await, Ok(0));
+    assert_eq!(told(None).await.len(), 3, "they are young");
+    backend.prune(hour, Duration::ZERO).await.expect("an answer");
+    assert_eq!(told(None).await, []);
+    assert!(backend.get(uuid).await.expect("an answer").is_some(), "a record stays for longer");
 }
 
 async fn a_retry_waits_and_comes_back_with_its_attempt(brokers: Brokers) {

@@ -89,6 +89,10 @@ pub(super) async fn decisions(
     /// Batches that are read at once; each may hold as many attempts as a worker finishes at once.
     const PAGE: usize = 16;
     let (mut found, mut seen) = (Vec::new(), HashSet::new());
+    let wanted = match uuid {
+        Some(uuid) => Some(with_retries(link, keys, uuid).await?),
+        None => None,
+    };
     for first in (0..).step_by(PAGE) {
         let mut batches: Vec<String> =
             link.run(redis::cmd("ZREVRANGE").arg(&keys.attempts).arg(first).arg(first + PAGE - 1)).await?;
@@ -105,7 +109,11 @@ pub(super) async fn decisions(
         let attempts: Vec<Option<Vec<u8>>> = link.run(redis::cmd("MGET").arg(names)).await?;
         let lines = attempts.iter().flatten().flat_map(|batch| batch.split(|byte| *byte == b'\n').rev());
         for json in lines.filter(|line| !line.is_empty()) {
-            let Some(attempt) = read_line(json).filter(|attempt| uuid.is_none_or(|uuid| uuid == attempt.uuid)) else { continue };
+            let Some(attempt) =
+                read_line(json).filter(|attempt| wanted.as_ref().is_none_or(|wanted| wanted.contains(&attempt.uuid)))
+            else {
+                continue;
+            };
             found.extend(decisions_of(attempt));
             if found.len() >= limit {
                 found.truncate(limit);
@@ -114,6 +122,18 @@ pub(super) async fn decisions(
         }
     }
     Ok(found)
+}
+
+/// A task's uuid, and those that its retries run under, as far as their records are there.
+async fn with_retries(link: &Link, keys: &Keys, uuid: Uuid) -> Result<HashSet<Uuid>, BrokerError> {
+    const LONGEST: usize = 1000;
+    let (mut all, mut next) = (HashSet::new(), Some(uuid));
+    // Children of a damaged record might lead back to it, or on without end.
+    while let Some(uuid) = next.filter(|uuid| all.len() < LONGEST && all.insert(*uuid)) {
+        let child: Option<Vec<u8>> = link.run(redis::cmd("HGET").arg(keys.record(uuid)).arg("retry_child_uuid")).await?;
+        next = child.and_then(|child| Uuid::try_parse_ascii(&child).ok());
+    }
+    Ok(all)
 }
 
 fn read_line(json: &[u8]) -> Option<ReadAttempt> {
