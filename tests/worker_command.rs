@@ -222,6 +222,41 @@ fn what_outlives_the_drain_deadline_is_given_back_and_runs_again() {
 }
 
 #[test]
+fn a_worker_that_can_neither_record_nor_give_back_exits_with_70_and_its_tasks_run_again() {
+    let Some(mut server) = RedisServer::durable() else { return };
+    let project = Project::at(Place::new(), server.url(), &[]);
+    let (ends, runs) = (project.place.fifo("ends"), project.place.fifo("runs"));
+    let uuids = ["ends", "runs"].map(|name| project.add(&[name]));
+    let mut worker = project.start(&[
+        r#"tasks.ends.command = ["sh", "-c", "read line < ends"]"#,
+        r#"tasks.runs.command = ["sh", "-c", "read line < runs"]"#,
+        "concurrency = 2",
+        "drain_deadline = 0.05",
+    ]);
+    let open = |fifo| std::fs::OpenOptions::new().write(true).open(fifo).expect("the command reads");
+    let (mut ends, runs) = (open(&ends), open(&runs));
+    server.kill();
+    std::io::Write::write_all(&mut ends, b"go\n").expect("the command reads");
+    worker.read_until("results that cannot be recorded now: 1");
+    let (status, said) = worker.stop();
+    assert_eq!(status.code(), Some(70), "{said}");
+    assert_says(
+        &said,
+        &[
+            "and are to be given back: 1",
+            "ended and could not be recorded: 1; that could not be given back: 1; they come back when the lease is over",
+        ],
+    );
+    drop(runs);
+    server.restart();
+    let next = project.start(&[r#"tasks.ends.command = ["echo", "8"]"#, r#"tasks.runs.command = ["echo", "8"]"#, "lease = 0.3"]);
+    for uuid in &uuids {
+        assert_eq!(project.wait(uuid)["returning"], 8);
+    }
+    assert!(next.stop().0.success());
+}
+
+#[test]
 fn a_second_signal_stops_at_once_and_the_task_comes_back() {
     let project = Project::sqlite(&[]);
     let go_on = project.place.fifo("go_on");
