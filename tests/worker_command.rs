@@ -67,6 +67,49 @@ fn waiting_for_a_task_tells_its_end_by_the_exit_code() {
 }
 
 #[test]
+fn whoever_waits_for_a_task_waits_on_while_the_server_is_away() {
+    let Some(mut server) = RedisServer::durable() else { return };
+    let project = Project::at(Place::new(), server.url(), &[]);
+    let go_on = project.place.fifo("go_on");
+    let worker = project.start(&[WAITS]);
+    let mut monitor = server.monitor();
+    // Whoever listens for ends of tasks waits.
+    let listens = "\"SUBSCRIBE\" \"qtasks-host:QueueTasks:changed\"";
+    let mut adds = Worker::begin(project.client(&["task", "add", "waits", "--wait"]));
+    let added = adds.read_until("the task was added: ");
+    monitor.read_until(listens);
+    let uuid = added.split_whitespace().next_back().expect("its uuid");
+    let writer = std::fs::OpenOptions::new().write(true).open(&go_on).expect("the command reads");
+    let mut gets = Worker::begin(project.client(&["task", "get", uuid, "--wait"]));
+    monitor.read_until(listens);
+    server.kill();
+    for client in [&mut adds, &mut gets] {
+        assert_says(&client.read_until("trying again"), &["cannot be reached"]);
+    }
+    server.restart();
+    std::io::Write::write_all(&mut &writer, b"go\n").expect("the command reads");
+    for client in [adds, gets] {
+        let (status, said) = client.end();
+        assert!(status.success(), "{said}");
+        assert_eq!(said.matches("trying again").count(), 1, "{said}");
+    }
+    assert_eq!(project.json(&["task", "get", uuid], 0)["returning"], 7);
+    assert!(worker.stop().0.success());
+}
+
+#[test]
+fn a_server_that_stays_away_until_the_timeout_is_told_with_the_uuid() {
+    let Some(mut server) = RedisServer::start() else { return };
+    let project = Project::at(Place::new(), server.url(), &[]);
+    let mut client = Worker::begin(project.client(&["task", "add", "waits", "--wait", "--timeout", "1"]));
+    client.read_until("the task was added: ");
+    server.kill();
+    let (status, said) = client.end();
+    assert_eq!(status.code(), Some(70), "{said}");
+    assert_says(&said, &["trying again", "qtasks-host: redis://127.0.0.1", "cannot be reached"]);
+}
+
+#[test]
 fn a_client_adds_nothing_to_its_own_memory() {
     let place = Place::new();
     let ended = Host::new(&place).args(["task", "add", "echo", "--broker", "memory:"]).end().expect_code(2);
