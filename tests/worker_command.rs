@@ -67,6 +67,49 @@ fn waiting_for_a_task_tells_its_end_by_the_exit_code() {
 }
 
 #[test]
+fn whoever_waits_for_a_task_waits_on_while_the_server_is_away() {
+    let Some(mut server) = RedisServer::durable() else { return };
+    let project = Project::at(Place::new(), server.url(), &[]);
+    let go_on = project.place.fifo("go_on");
+    let worker = project.start(&[WAITS]);
+    let mut monitor = server.monitor();
+    // Whoever listens for ends of tasks waits.
+    let listens = "\"SUBSCRIBE\" \"qtasks-host:QueueTasks:changed\"";
+    let mut adds = Worker::begin(project.client(&["task", "add", "waits", "--wait"]));
+    let added = adds.read_until("the task was added: ");
+    monitor.read_until(listens);
+    let uuid = added.split_whitespace().next_back().expect("its uuid");
+    let writer = std::fs::OpenOptions::new().write(true).open(&go_on).expect("the command reads");
+    let mut gets = Worker::begin(project.client(&["task", "get", uuid, "--wait"]));
+    monitor.read_until(listens);
+    server.kill();
+    for client in [&mut adds, &mut gets] {
+        assert_says(&client.read_until("trying again"), &["cannot be reached"]);
+    }
+    server.restart();
+    std::io::Write::write_all(&mut &writer, b"go\n").expect("the command reads");
+    for client in [adds, gets] {
+        let (status, said) = client.end();
+        assert!(status.success(), "{said}");
+        assert_eq!(said.matches("trying again").count(), 1, "{said}");
+    }
+    assert_eq!(project.json(&["task", "get", uuid], 0)["returning"], 7);
+    assert!(worker.stop().0.success());
+}
+
+#[test]
+fn a_server_that_stays_away_until_the_timeout_is_told_with_the_uuid() {
+    let Some(mut server) = RedisServer::start() else { return };
+    let project = Project::at(Place::new(), server.url(), &[]);
+    let mut client = Worker::begin(project.client(&["task", "add", "waits", "--wait", "--timeout", "1"]));
+    client.read_until("the task was added: ");
+    server.kill();
+    let (status, said) = client.end();
+    assert_eq!(status.code(), Some(70), "{said}");
+    assert_says(&said, &["trying again", "qtasks-host: redis://127.0.0.1", "cannot be reached"]);
+}
+
+#[test]
 fn a_client_adds_nothing_to_its_own_memory() {
     let place = Place::new();
     let ended = Host::new(&place).args(["task", "add", "echo", "--broker", "memory:"]).end().expect_code(2);
@@ -219,6 +262,41 @@ fn what_outlives_the_drain_deadline_is_given_back_and_runs_again() {
     } else {
         assert_eq!(state, "success");
     }
+}
+
+#[test]
+fn a_worker_that_can_neither_record_nor_give_back_exits_with_70_and_its_tasks_run_again() {
+    let Some(mut server) = RedisServer::durable() else { return };
+    let project = Project::at(Place::new(), server.url(), &[]);
+    let (ends, runs) = (project.place.fifo("ends"), project.place.fifo("runs"));
+    let uuids = ["ends", "runs"].map(|name| project.add(&[name]));
+    let mut worker = project.start(&[
+        r#"tasks.ends.command = ["sh", "-c", "read line < ends"]"#,
+        r#"tasks.runs.command = ["sh", "-c", "read line < runs"]"#,
+        "concurrency = 2",
+        "drain_deadline = 0.05",
+    ]);
+    let open = |fifo| std::fs::OpenOptions::new().write(true).open(fifo).expect("the command reads");
+    let (mut ends, runs) = (open(&ends), open(&runs));
+    server.kill();
+    std::io::Write::write_all(&mut ends, b"go\n").expect("the command reads");
+    worker.read_until("results that cannot be recorded now: 1");
+    let (status, said) = worker.stop();
+    assert_eq!(status.code(), Some(70), "{said}");
+    assert_says(
+        &said,
+        &[
+            "and are to be given back: 1",
+            "ended and could not be recorded: 1; that could not be given back: 1; they come back when the lease is over",
+        ],
+    );
+    drop(runs);
+    server.restart();
+    let next = project.start(&[r#"tasks.ends.command = ["echo", "8"]"#, r#"tasks.runs.command = ["echo", "8"]"#, "lease = 0.3"]);
+    for uuid in &uuids {
+        assert_eq!(project.wait(uuid)["returning"], 8);
+    }
+    assert!(next.stop().0.success());
 }
 
 #[test]

@@ -16,6 +16,7 @@ use uuid::Uuid;
 use crate::broker::Component;
 use crate::broker::answered::{fields_in, fields_of, replace, replace_whole};
 use crate::broker::{BrokerError, GlobalConfig, Record, Store, TaskStatus};
+use crate::shown::chain;
 use crate::trigger::Dispatched;
 use crate::worker::Stop;
 
@@ -80,6 +81,8 @@ struct QueueTasksInfo<'a> {
 
 /// A waiting client looks at least this often, as QTasks' clients do: a broker may be unable to tell it of a change.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// First pause of a waiting client whose broker is away; no later one is longer than [`LOOK_AGAIN`].
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
 impl QueueTasks {
     /// The tasks of `store`.
@@ -217,38 +220,60 @@ impl QueueTasks {
     }
 
     /// Waits until a task has ended, for at most `timeout`. Follows the retries that QTasks runs under ids of their own. Plugins are
-    /// asked about the record that is given, not about each look at it.
+    /// asked about the record that is given, not about each look at it. A broker that goes away meanwhile is waited for, too.
     ///
     /// # Errors
     ///
-    /// [`BrokerError`].
+    /// [`BrokerError`], at once where waiting cannot help, else when it lasts until the timeout.
     pub async fn wait(&self, uuid: Uuid, timeout: Duration) -> Result<Waited, BrokerError> {
         let until = Instant::now().checked_add(timeout);
         let mut uuid = uuid;
         // Children of a damaged record might lead back to it.
         let mut followed = HashSet::from([uuid]);
+        let mut pause = FIRST_PAUSE;
         loop {
             let left = until.map_or(LOOK_AGAIN, |until| until.saturating_duration_since(Instant::now()));
             // Begun before the look, so that a change right after it is not missed.
             let mut changed = self.store.backend().changed(left.min(LOOK_AGAIN));
             let changed_already = changed.as_mut().now_or_never().is_some();
-            let Some(record) = self.store.backend().get(uuid).await? else { return Ok(Waited::Unknown) };
-            if record.status == TaskStatus::Retry
-                && let Some(child) = record.retry_child_uuid
-                && followed.insert(child)
-            {
-                uuid = child;
-                continue;
-            }
-            let ended = record.status.has_ended();
-            if ended || left.is_zero() {
-                let Some(record) = self.get(uuid).await? else { return Ok(Waited::Unknown) };
-                let record = Box::new(record);
-                return Ok(if ended { Waited::Ended(record) } else { Waited::NotYet(record) });
+            match self.look(&mut uuid, &mut followed, left.is_zero()).await {
+                Ok(Some(waited)) => return Ok(waited),
+                Ok(None) => pause = FIRST_PAUSE,
+                Err(error) if error.may_pass() && !left.is_zero() => {
+                    // Said once.
+                    if pause == FIRST_PAUSE {
+                        tracing::warn!("nobody can tell now what became of the task, trying again: {}", chain(&error));
+                    }
+                    tokio::time::sleep(pause.min(left)).await;
+                    pause = (pause * 2).min(LOOK_AGAIN);
+                    continue;
+                }
+                Err(error) => return Err(error),
             }
             if !changed_already {
                 changed.await;
             }
+        }
+    }
+
+    /// Looks at a task, or at the last of its retries, which `uuid` is from then on. `None`: it has not ended, and may still.
+    async fn look(&self, uuid: &mut Uuid, followed: &mut HashSet<Uuid>, is_last: bool) -> Result<Option<Waited>, BrokerError> {
+        loop {
+            let Some(record) = self.store.backend().get(*uuid).await? else { return Ok(Some(Waited::Unknown)) };
+            if record.status == TaskStatus::Retry
+                && let Some(child) = record.retry_child_uuid
+                && followed.insert(child)
+            {
+                *uuid = child;
+                continue;
+            }
+            let ended = record.status.has_ended();
+            if !ended && !is_last {
+                return Ok(None);
+            }
+            let Some(record) = self.get(*uuid).await? else { return Ok(Some(Waited::Unknown)) };
+            let record = Box::new(record);
+            return Ok(Some(if ended { Waited::Ended(record) } else { Waited::NotYet(record) }));
         }
     }
 

@@ -30,7 +30,7 @@ pub struct Starter {
 /// How a run of an application ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ran {
-    /// What ran has ended, or was given back to the broker; the plugins were stopped.
+    /// What ran has ended, or was given back to the broker, unless that was away: [`Worked`] says so. The plugins were stopped.
     Drained(Worked),
     /// A second signal came: whatever ran was dropped, and comes back to the broker.
     AtOnce,

@@ -67,6 +67,10 @@ struct WorkerKwargs<'a> {
 pub struct Worked {
     /// Tasks that were taken, not finished, and given back to the broker.
     pub given_back: u64,
+    /// Tasks that were taken, not finished, and not given back, since the broker is away: they come back when the lease is over.
+    pub not_given_back: u64,
+    /// Tasks that ended, which could not be recorded: they run again when they come back, at the latest when the lease is over.
+    pub not_recorded: u64,
 }
 
 /// Longest pause between attempts to reach a broker that is away.
@@ -118,9 +122,9 @@ impl Worker {
         // the same reason as above.
         let mut working = JoinSet::new();
         working.spawn(work(Arc::clone(&self.shared), self.stop.clone(), lanes, cancellations));
-        let mut early = 0;
+        let mut worked = Worked::default();
         match working.join_next().await {
-            Some(Ok(given_back)) => early = given_back,
+            Some(Ok(so_far)) => worked = so_far,
             Some(Err(error)) => {
                 if let Ok(panic) = error.try_into_panic() {
                     std::panic::resume_unwind(panic);
@@ -128,20 +132,26 @@ impl Worker {
             }
             None => {}
         }
-        if let Err(error) = finisher.await {
+        worked.not_recorded = finisher.await.unwrap_or_else(|error| {
             tracing::error!("the finisher ended: {error}");
-        }
+            1
+        });
         upkeep.shutdown().await;
-        let given_back = match store.backend().detach().await {
-            Ok(given_back) => given_back,
-            Err(error) => {
-                tracing::error!("tasks could not be given back; they come back when the lease is over: {}", chain(&error));
-                0
+        match store.backend().detach().await {
+            Ok(given_back) => {
+                worked.given_back += given_back;
+                worked.not_given_back = 0;
             }
-        };
+            Err(error) => {
+                tracing::error!(
+                    "the broker could not be told that this worker ends; what it has comes back when the lease is over: {}",
+                    chain(&error)
+                );
+            }
+        }
         self.fire(Trigger::WorkerStop).await;
         store.stopped().await;
-        Ok(Worked { given_back: early + given_back })
+        Ok(worked)
     }
 
     async fn fire(&self, trigger: Trigger) {
@@ -151,13 +161,14 @@ impl Worker {
 }
 
 /// Takes and runs tasks until there is nothing more to take, and until what runs has ended or the drain deadline has come. What still
-/// runs then is dropped, and with it the last way to the finisher. Gives how many tasks were given back before they had begun.
+/// runs then is dropped, and with it the last way to the finisher. Gives how many tasks were given back before they had begun, and how
+/// many are still to be given back.
 async fn work(
     shared: Arc<Shared>,
     stop: Stop,
     mut lanes: Lanes,
     mut cancellations: mpsc::UnboundedReceiver<Cancellation>,
-) -> u64 {
+) -> Worked {
     let (store, info) = (&shared.store, &shared.info);
     let mut taking: Option<Answer<'_, Vec<Taken>>> = None;
     let mut pause = FIRST_PAUSE;
@@ -199,12 +210,12 @@ async fn work(
         }
     }
     drop(taking);
-    let early = lanes.give_back_waiting().await;
+    let given_back = lanes.give_back_waiting().await;
     let deadline = lanes.settings.drain_deadline;
     if tokio::time::timeout(deadline, lanes.drain()).await.is_err() {
-        tracing::warn!("tasks that still ran after {} s, and are given back: {}", deadline.as_secs_f64(), lanes.running());
+        tracing::warn!("tasks that still ran after {} s, and are to be given back: {}", deadline.as_secs_f64(), lanes.running());
     }
-    early
+    Worked { given_back, not_given_back: lanes.left + lanes.running() as u64, not_recorded: 0 }
 }
 
 /// What was taken: some of it runs, the rest waits for a lane.
@@ -220,6 +231,8 @@ struct Lanes {
     suspect: Option<Uuid>,
     /// How to cancel what runs.
     cancels: HashMap<Uuid, oneshot::Sender<String>>,
+    /// How many neither wait nor run, and are this worker's until it ends.
+    left: u64,
     /// About how long a task takes, in seconds.
     usual: f64,
 }
@@ -235,6 +248,7 @@ impl Lanes {
             running: JoinSet::new(),
             suspect: None,
             cancels: HashMap::new(),
+            left: 0,
             // Until something was measured, nothing is taken ahead.
             usual: f64::INFINITY,
         }
@@ -326,6 +340,7 @@ impl Lanes {
             // Its lease holds until this worker ends; then another one runs it. Nobody can tell whose lane it was.
             Err(error) => {
                 self.suspect = None;
+                self.left += 1;
                 tracing::error!("a worker lane ended: {error}");
             }
         }
@@ -367,7 +382,8 @@ impl Lanes {
         match self.shared.store.backend().give_back(waiting).await {
             Ok(()) => count,
             Err(error) => {
-                tracing::warn!("tasks that wait here are given back when this worker ends: {}", chain(&error));
+                tracing::warn!("tasks that wait here are to be given back when this worker ends: {}", chain(&error));
+                self.left += count;
                 0
             }
         }

@@ -85,7 +85,7 @@ impl Project {
     }
 }
 
-/// A worker that runs; killed with the test.
+/// A worker that runs, or a client that waits; killed with the test.
 pub(crate) struct Worker {
     child: Child,
     lines: Receiver<String>,

@@ -26,7 +26,8 @@ pub(crate) enum ExitStatus {
     Unknown = 5,
     /// The task has not ended in time, or cannot be changed any more; or no worker is there.
     NotInTime = 6,
-    /// Something outside of the program's control failed: a file, a stream.
+    /// Something outside of the program's control failed: a file, a stream, the broker. Or a `worker` that was stopped could neither
+    /// record nor give back all that it had.
     Failed = 70,
     /// `run` was stopped by Ctrl-C: what ran was finished, the rest was not begun. Or a second signal stopped `run` or `worker` at once.
     Interrupted = 130,
@@ -44,7 +45,8 @@ Exit codes:
     5  no such task at this broker, in this project
     6  the task has not ended in time, or cannot be changed any more; or no
        worker is there
-   70  a file, a stream or the broker failed
+   70  a file, a stream or the broker failed; `worker`: the broker was away
+       when it was stopped, what it had comes back when the lease is over
   130  `run`: stopped by Ctrl-C, what ran was finished, the rest was not begun;
        `worker`: stopped at once by a second signal, what ran runs again";
 

@@ -7,6 +7,7 @@ use indicatif::ProgressBar;
 use qtasks_host::broker::BrokerUrl;
 use qtasks_host::signals::Signals;
 use qtasks_host::starter::Ran;
+use qtasks_host::worker::Worked;
 use qtasks_host::{App, shown};
 
 use super::exit_code::ExitStatus;
@@ -36,7 +37,9 @@ use super::{log, runtime};
 /// refused leaves the old one serving. Settings stay as they were at the start.
 ///
 /// Exits with 0 when all that ran has ended or was given back, with 130 after a second signal, with
-/// 70 when the broker cannot be used at the start. A broker that goes away later is waited for.
+/// 70 when the broker cannot be used at the start. A broker that goes away later is waited for; a
+/// worker that is stopped meanwhile tries a few times more, and exits with 70 when something could be
+/// neither recorded nor given back: it comes back when the lease is over, and runs again.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct WorkerArguments {
@@ -80,7 +83,15 @@ pub(super) fn run(arguments: &WorkerArguments) -> anyhow::Result<ExitStatus> {
             if worked.given_back > 0 {
                 tracing::warn!("tasks given back to the broker: {}", worked.given_back);
             }
-            Ok(ExitStatus::Success)
+            let Worked { not_recorded, not_given_back, .. } = worked;
+            if not_recorded == 0 && not_given_back == 0 {
+                return Ok(ExitStatus::Success);
+            }
+            tracing::error!(
+                "tasks that ended and could not be recorded: {not_recorded}; that could not be given back: {not_given_back}; \
+                 they come back when the lease is over, and run again"
+            );
+            Ok(ExitStatus::Failed)
         }
         Ran::AtOnce => Ok(ExitStatus::Interrupted),
     }

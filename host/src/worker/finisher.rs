@@ -30,12 +30,12 @@ const WAITING: usize = 1024;
 /// Who is told afterwards.
 const TOLD: [Trigger; 2] = [Trigger::StorageRemoveFinishedTask, Trigger::WorkerExecuteAfter];
 
-/// Starts the finisher, which ends when the last sender is gone and everything is recorded.
+/// Starts the finisher, which ends when the last sender is gone and everything is recorded. Gives how much of it could not be.
 pub(super) fn start(
     shared: Arc<Shared>,
     reports: Option<mpsc::Sender<TaskReport>>,
     stop: Stop,
-) -> (mpsc::Sender<Ended>, JoinHandle<()>) {
+) -> (mpsc::Sender<Ended>, JoinHandle<u64>) {
     let (sender, receiver) = mpsc::channel(WAITING);
     (sender, tokio::spawn(run(Arc::new(Finisher { shared, reports, stop }), receiver)))
 }
@@ -49,8 +49,17 @@ struct Finisher {
     stop: Stop,
 }
 
-async fn run(finisher: Arc<Finisher>, mut ended: mpsc::Receiver<Ended>) {
+/// What became of a batch.
+enum Batch {
+    /// It was recorded. Others are to be told of these of it, and whether they have ended.
+    Recorded(Vec<(Record, bool)>),
+    /// It was given up: so many.
+    GivenUp(u64),
+}
+
+async fn run(finisher: Arc<Finisher>, mut ended: mpsc::Receiver<Ended>) -> u64 {
     let (mut recording, mut telling) = (JoinSet::new(), JoinSet::new());
+    let mut given_up = 0;
     let mut batch = Vec::new();
     loop {
         let done = if recording.len() < ON_THEIR_WAY {
@@ -70,21 +79,24 @@ async fn run(finisher: Arc<Finisher>, mut ended: mpsc::Receiver<Ended>) {
         } else {
             continue;
         };
-        finisher.tell_all(done, &mut telling);
+        given_up += finisher.tell_all(done, &mut telling);
     }
     while let Some(done) = recording.join_next().await {
-        finisher.tell_all(done, &mut telling);
+        given_up += finisher.tell_all(done, &mut telling);
     }
     while telling.join_next().await.is_some() {}
+    given_up
 }
 
 impl Finisher {
-    /// Records a batch and reports it; gives those of it of which others are to be told, and whether they have ended.
-    async fn record_and_report(self: Arc<Self>, batch: Vec<Ended>) -> Vec<(Record, bool)> {
+    /// Records a batch and reports it.
+    async fn record_and_report(self: Arc<Self>, batch: Vec<Ended>) -> Batch {
         let (finishes, reports): (Vec<Finish>, Vec<Option<TaskReport>>) =
             batch.into_iter().map(|ended| (ended.finish, ended.report)).unzip();
         let finishes: Arc<[Finish]> = finishes.into();
-        let Some(lost) = record(&self.shared, &finishes, &self.stop).await else { return Vec::new() };
+        let Some(lost) = record(&self.shared, &finishes, &self.stop).await else {
+            return Batch::GivenUp(finishes.len() as u64);
+        };
         for lease in &lost {
             tracing::warn!(uuid = %lease.uuid, "the lease was lost before the task ended: another worker has it, and this result is dropped");
         }
@@ -104,20 +116,27 @@ impl Finisher {
                 self.stop.now();
             }
         }
-        to_tell
+        Batch::Recorded(to_tell)
     }
 
-    /// Whoever is told afterwards does not hold up what comes next.
-    fn tell_all(&self, recorded: Result<Vec<(Record, bool)>, JoinError>, telling: &mut JoinSet<()>) {
-        match recorded {
-            Ok(to_tell) => {
+    /// Whoever is told afterwards does not hold up what comes next. Gives how many were given up.
+    fn tell_all(&self, recorded: Result<Batch, JoinError>, telling: &mut JoinSet<()>) -> u64 {
+        let given_up = match recorded {
+            Ok(Batch::Recorded(to_tell)) => {
                 for (record, has_ended) in to_tell {
                     telling.spawn(tell(Arc::clone(&self.shared), record, has_ended));
                 }
+                0
             }
-            Err(error) => tracing::error!("a batch of results was not recorded; these tasks will run again: {error}"),
-        }
+            Ok(Batch::GivenUp(count)) => count,
+            Err(error) => {
+                tracing::error!("a batch of results was not recorded; these tasks will run again: {error}");
+                // At least: nobody can tell how many.
+                1
+            }
+        };
         while telling.try_join_next().is_some() {}
+        given_up
     }
 }
 

@@ -26,8 +26,9 @@ const STEP: usize = 500;
 ///     qtasks-host task add resize --args '["a.png"]' --kwargs '{"width": 800}'
 ///     qtasks-host task add --from tasks.jsonl
 ///
-/// A task that was added is safe when its uuid is printed. With --wait the command waits until the
-/// task has ended, prints what became of it, and exits with 1 when it ended in `error`.
+/// A task that was added is safe when its uuid is printed. With --wait the command says the uuid on
+/// stderr, waits until the task has ended, also while the broker is away, prints what became of it,
+/// and exits with 1 when it ended in `error`.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct AddArguments {
@@ -125,6 +126,8 @@ fn add_one(arguments: &AddArguments, task: Task) -> anyhow::Result<ExitStatus> {
             told(&[added], arguments.json)?;
             return Ok(ExitStatus::Success);
         }
+        // Whatever happens to this command, the task can be asked for.
+        eprintln!("qtasks-host: the task was added: {}", added.task.uuid);
         let timeout = arguments.timeout.unwrap_or(Duration::MAX);
         match queue.wait(added.task.uuid, timeout).await? {
             Waited::Ended(record) => {
