@@ -301,3 +301,23 @@ fn a_file_that_is_damaged_is_told_and_left_alone() {
     assert_says(&said, &["is damaged"]);
     assert_eq!(std::fs::read(&path).expect("the file is there"), &bytes[..1000]);
 }
+
+#[test]
+fn a_worker_whose_file_was_removed_or_replaced_ends_and_says_so() {
+    for replaced in [false, true] {
+        let project = Project::sqlite(&[]);
+        let uuid = project.add(&["nobody_provides_it"]);
+        let worker = project.start(&["lease = 0.3"]);
+        assert_eq!(project.wait(&uuid)["status"], "error", "it works with the file");
+        let path = project.place.path("tasks.db");
+        if replaced {
+            std::fs::copy(&path, project.place.path("copy")).expect("our own file");
+            std::fs::rename(project.place.path("copy"), &path).expect("our own files");
+        } else {
+            std::fs::remove_file(&path).expect("our own file");
+        }
+        let (status, said) = worker.end();
+        assert_eq!(status.code(), Some(70), "{said}");
+        assert_says(&said, &["tasks.db: is not the file any more that was opened: it was removed or replaced", "start again"]);
+    }
+}

@@ -109,7 +109,11 @@ fn rendering() -> String {
          A component (`worker`, `broker`, `task_executor`, …) comes as a JSON description of itself. `model`, `task`, `result` of a \
          storage, and `task_broker` are a task with its fields: `uuid`, `task_name`, `priority`, `args`, `kwargs`, `created_at`, and of \
          a record also `updated_at`, `status`, and what became of it. A `uuid` or a `created_at` that is answered once a task was taken \
-         is the task's for that run; a record in a file keeps its own of both, and one on a Redis server its own `uuid`.\n\n\
+         is the task's for that run; a record in a file keeps its own of both, and one on a Redis server its own `uuid`. `task_func` is \
+         null where nobody provides the task.\n\n\
+         A task that is to run again has not ended: of its attempt `worker_execute_after` is fired, and none of the three \
+         `*_remove_finished_task`; nor is it added a second time. So it is over every broker, also where each attempt has a record of \
+         its own, as on a Redis server.\n\n\
          Each row is a test of `tests/triggers/`, and this file is rendered from the table in `plugin-api/src/trigger.rs`; to renew \
          it:\n\n\
          ```sh\nQTASKS_BLESS=1 cargo test -p qtasks-host --test integration the_table_of_triggers_is_rendered\n```\n",

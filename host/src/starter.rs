@@ -91,7 +91,8 @@ impl Starter {
     ///
     /// # Errors
     ///
-    /// [`BrokerError`] when the broker cannot be reached at the start. The plugins are stopped then, too.
+    /// [`BrokerError`] when the broker cannot be reached at the start, or its file is not there any more. The plugins are stopped then,
+    /// too.
     pub async fn run(self) -> Result<Ran, BrokerError> {
         let Self { replacer, store, worker, drain_deadline, mut signals, reports } = self;
         let hangups = signals.as_mut().and_then(Signals::take_hangups);

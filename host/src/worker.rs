@@ -104,7 +104,8 @@ impl Worker {
     ///
     /// # Errors
     ///
-    /// [`BrokerError`] when the broker cannot be reached at the start. Later the worker waits for it.
+    /// [`BrokerError`] when the broker cannot be reached at the start. Later the worker waits for it, unless its file was removed or
+    /// replaced: then it is stopped, and this is the error.
     pub async fn run(&self, reports: Option<mpsc::Sender<TaskReport>>) -> Result<Worked, BrokerError> {
         let store = &self.shared.store;
         let cancellations = store.backend().attach().await?;
@@ -114,7 +115,7 @@ impl Worker {
         upkeep::say_running(store).await;
         // In a set, so that it ends with this future, also where that is dropped.
         let mut upkeep = JoinSet::new();
-        upkeep.spawn(upkeep::run(Arc::clone(&self.shared), self.settings));
+        upkeep.spawn(upkeep::run(Arc::clone(&self.shared), self.settings, self.stop.clone()));
         let (finishing, finisher) = finisher::start(Arc::clone(&self.shared), reports, self.stop.clone());
 
         let lanes = Lanes::new(Arc::clone(&self.shared), finishing, self.settings);
@@ -136,6 +137,7 @@ impl Worker {
             tracing::error!("the finisher ended: {error}");
             1
         });
+        let gone = upkeep.try_join_next();
         upkeep.shutdown().await;
         match store.backend().detach().await {
             Ok(given_back) => {
@@ -151,7 +153,10 @@ impl Worker {
         }
         self.fire(Trigger::WorkerStop).await;
         store.stopped().await;
-        Ok(worked)
+        match gone {
+            Some(Ok(gone)) => Err(gone),
+            _ => Ok(worked),
+        }
     }
 
     async fn fire(&self, trigger: Trigger) {

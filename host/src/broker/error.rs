@@ -40,6 +40,11 @@ pub enum BrokerErrorKind {
     /// Another process keeps it locked.
     #[error("is locked by another process for longer than {} s", .0.as_secs())]
     Locked(Duration),
+    /// The file that was opened has no name any more.
+    #[error(
+        "is not the file any more that was opened: it was removed or replaced; put it back, or start again with what is there"
+    )]
+    Gone,
     /// A database of another version of this program.
     #[error("has layout {found}, this program knows {expected}; use the program that wrote it, or another file")]
     Layout {

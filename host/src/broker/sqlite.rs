@@ -10,7 +10,8 @@ mod row;
 mod wakeup;
 mod writer;
 
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -33,10 +34,20 @@ use crate::task::BoxFuture;
 /// A worker that spoke in this time is there.
 const RUNNING: Duration = Duration::from_secs(20);
 
+/// Device and number of a file.
+type Identity = (u64, u64);
+
+fn identity_of(path: &Path) -> Option<Identity> {
+    std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
+}
+
 /// A task database, opened.
 #[derive(Debug)]
 pub struct SqliteBackend {
     place: Arc<str>,
+    /// The file's name, and what it was when it was opened.
+    path: PathBuf,
+    identity: Option<Identity>,
     writer: Arc<Writer>,
     reader: Arc<Mutex<Connection>>,
     /// This process as a worker.
@@ -64,6 +75,7 @@ impl SqliteBackend {
         let connection = connection::open(path, synchronous, &settings.name, &place)?;
         let reader = connection::connect(path, synchronous).map_err(|error| error_of(&place, error))?;
         let (changed, written) = (Arc::new(Notify::new()), Written::default());
+        let identity = identity_of(path);
         wakeup::watch(path, &changed).map_err(|error| BrokerError::with_source(&place, BrokerErrorKind::Other, error))?;
         Ok(Self {
             writer: Arc::new(Writer::start(connection, Arc::clone(&place))?),
@@ -74,8 +86,18 @@ impl SqliteBackend {
             watched: Mutex::new(Watched::new(written.clone())),
             written,
             changed,
+            path: path.to_owned(),
+            identity,
             place,
         })
+    }
+
+    /// Whether others who open this broker find the same file.
+    fn check_in_place(&self) -> Result<(), BrokerError> {
+        if identity_of(&self.path) == self.identity {
+            return Ok(());
+        }
+        Err(BrokerError::new(&self.place, BrokerErrorKind::Gone))
     }
 
     /// Writes, and wakes who waits in this process.
@@ -170,6 +192,7 @@ impl Broker for SqliteBackend {
     fn take_over(&self) -> Answer<'_, Vec<Taken>> {
         let (worker, max_losses) = (self.worker, self.max_losses);
         Box::pin(async move {
+            self.check_in_place()?;
             let mut beats = self.read(queue::beats).await?;
             beats.retain(|(other, _)| *other != worker);
             let dead = self.watched.lock().unwrap_or_else(PoisonError::into_inner).dead(&beats, self.lease);

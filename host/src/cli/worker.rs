@@ -37,9 +37,10 @@ use super::{log, runtime};
 /// refused leaves the old one serving. Settings stay as they were at the start.
 ///
 /// Exits with 0 when all that ran has ended or was given back, with 130 after a second signal, with
-/// 70 when the broker cannot be used at the start. A broker that goes away later is waited for; a
-/// worker that is stopped meanwhile tries a few times more, and exits with 70 when something could be
-/// neither recorded nor given back: it comes back when the lease is over, and runs again.
+/// 70 when the broker cannot be used at the start, or its file was removed or replaced. A broker
+/// that goes away later is waited for; a worker that is stopped meanwhile tries a few times more, and
+/// exits with 70 when something could be neither recorded nor given back: it comes back when the
+/// lease is over, and runs again.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct WorkerArguments {

@@ -7,7 +7,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 
 use super::Shared;
 use super::settings::WorkerSettings;
-use crate::broker::Store;
+use super::stop::Stop;
+use crate::broker::{BrokerError, BrokerErrorKind, Store};
 use crate::shown::chain;
 
 /// QTasks' clients take a project for dead 20 seconds after it last spoke.
@@ -16,8 +17,9 @@ const SAY_RUNNING: Duration = Duration::from_secs(7);
 const SAY_AGAIN: Duration = Duration::from_millis(500);
 const PRUNE: Duration = Duration::from_secs(60);
 
-/// Never ends by itself. What fails is told, and tried again the next time.
-pub(super) async fn run(shared: Arc<Shared>, settings: WorkerSettings) {
+/// What fails is told, and tried again the next time. Ends by itself, and the worker with it, only when the broker is not there any more
+/// for anybody else: what is added goes elsewhere, and nobody would know.
+pub(super) async fn run(shared: Arc<Shared>, settings: WorkerSettings, stop: Stop) -> BrokerError {
     let mut running = interval_at(Instant::now() + SAY_RUNNING, SAY_RUNNING);
     let mut look_for_lost = interval(settings.look_for_lost);
     let mut prune = interval(PRUNE);
@@ -46,6 +48,10 @@ pub(super) async fn run(shared: Arc<Shared>, settings: WorkerSettings) {
             }),
         };
         if let Err(error) = done {
+            if error.kind == BrokerErrorKind::Gone {
+                stop.now();
+                return error;
+            }
             tracing::warn!("upkeep of the broker: {}", chain(&error));
         }
     }

@@ -123,10 +123,10 @@ pub(super) fn of_ended<'a>(record: &'a Record, status: TaskStatus, before: Optio
         field(&mut flat, "priority", number(task.priority));
     }
     if is_new(|before, task| Arc::ptr_eq(&before.args, &task.args)) {
-        field(&mut flat, "args", task.args.get());
+        field(&mut flat, "args", dumps(task.args.get(), true));
     }
     if is_new(|before, task| Arc::ptr_eq(&before.kwargs, &task.kwargs)) {
-        field(&mut flat, "kwargs", task.kwargs.get());
+        field(&mut flat, "kwargs", dumps(task.kwargs.get(), true));
     }
     #[expect(clippy::float_cmp, reason = "the same number, or another one")]
     if is_new(|before, task| before.created_at == task.created_at) {
@@ -235,5 +235,15 @@ mod tests {
         let pairs = flat.chunks(2).map(|pair| (pair[0].as_bytes().to_vec(), pair[1].as_bytes().to_vec())).collect();
         let back = Hash::new(pairs).record(record.task.uuid).expect("a record");
         assert_eq!(serde_json::to_string(&back.extras).expect("JSON"), extras);
+    }
+
+    #[test]
+    fn arguments_that_a_plugin_gave_are_written_as_python_would_and_others_stay() {
+        let before = Task::new("add").and_then(|task| task.with_arguments(["é"], serde_json::json!({}))).expect("a task");
+        let mut record = Record::new(before.clone());
+        record.task.set_args(&RawValue::from_string(r#"["é",{"a":1}]"#.to_owned()).expect("JSON")).expect("a list");
+        let flat = of_ended(&record, TaskStatus::Success, Some(&before));
+        assert!(flat.chunks(2).any(|pair| pair == ["args", r#"["\u00e9", {"a": 1}]"#]), "{flat:?}");
+        assert!(flat.chunks(2).all(|pair| pair[0] != "kwargs"), "{flat:?}");
     }
 }

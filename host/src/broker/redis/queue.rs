@@ -9,7 +9,7 @@ use super::fields::{self, Flat, item};
 use super::hash::{Hash, Pairs};
 use super::keys::Keys;
 use super::link::Link;
-use super::python_json::repr;
+use super::python_json::{dumps, repr};
 use super::script;
 use crate::broker::error::{BrokerError, BrokerErrorKind};
 use crate::broker::record::{Record, TaskStatus, unix_now};
@@ -188,7 +188,8 @@ pub(super) async fn give_back(link: &Link, keys: &Keys, taken: &[Taken]) -> Resu
         for Taken { lease, record } in part.iter().rev() {
             let task = &record.task;
             call.arg(lease.uuid.to_string()).arg(lease.delivery).arg(item(&task.name, lease.uuid, task.priority));
-            let fields = [("task_name", &*task.name), ("args", task.args.get()), ("kwargs", task.kwargs.get())];
+            let (args, kwargs) = (dumps(task.args.get(), true), dumps(task.kwargs.get(), true));
+            let fields = [("task_name", &*task.name), ("args", &args), ("kwargs", &kwargs)];
             call.arg(fields.len() * 2 + 2).arg("priority").arg(task.priority);
             fields.iter().for_each(|(name, value)| {
                 call.arg(*name).arg(*value);
