@@ -1,6 +1,6 @@
 //! `qtasks-host worker` and its clients: `task`, `decisions`, `stats`, `ping`, `flush-all`.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -9,6 +9,8 @@ use crate::support::redis::RedisServer;
 use crate::support::worker::{Project, Worker, let_go};
 use crate::support::{Host, Place, assert_says};
 
+/// What a test waits for must come within this time, on the slowest machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// A command that waits until the test lets it go.
 const WAITS: &str = r#"tasks.waits.command = ["sh", "-c", "read line < go_on; echo 7"]"#;
 
@@ -127,6 +129,51 @@ fn a_long_file_of_tasks_is_added_over_each_broker() {
         assert_eq!(added.lines().count(), 1100, "{}", project.url);
         let waiting = project.client(&["task", "list", "--status", "new", "--limit", "2000", "--json"]).end().results();
         assert_eq!(waiting.len(), 1100, "{}", project.url);
+    }
+}
+
+#[test]
+fn long_lines_of_a_file_are_added_as_they_come_and_not_all_at_once() {
+    let project = Project::sqlite(&[]);
+    let mut client = project.client(&["task", "add", "--from", "-"]).spawn();
+    let mut stdin = client.stdin.take().expect("a pipe");
+    let long = format!("{{\"task\": \"echo\", \"args\": [\"{}\"]}}\n", "x".repeat(3 << 20));
+    // Three are more than 8 MiB.
+    std::io::Write::write_all(&mut stdin, long.repeat(3).as_bytes()).expect("the client reads");
+    let begun = Instant::now();
+    while project.json(&["stats", "inspect", "counts"], 0)["new"] != 3 {
+        assert!(begun.elapsed() < PATIENCE, "they wait for more");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::io::Write::write_all(&mut stdin, long.as_bytes()).expect("the client reads");
+    drop(stdin);
+    let ended = client.wait_with_output().expect("it ends");
+    assert!(ended.status.success(), "{ended:?}");
+    assert_eq!(String::from_utf8_lossy(&ended.stdout).lines().count(), 4);
+}
+
+#[test]
+fn tasks_that_may_have_been_added_are_named_when_no_answer_comes() {
+    let Some(server) = RedisServer::start() else { return };
+    let project = Project::at(Place::new(), server.url(), &[]);
+    let uuids: Vec<String> = (1..=7).map(|number| format!("0b6aecd7-8c0a-4b33-8a4c-0f3ba6a9a3a{number}")).collect();
+    let lines: String = uuids.iter().map(|uuid| format!("{{\"task\": \"echo\", \"uuid\": \"{uuid}\"}}\n")).collect();
+    let file = project.place.write("tasks.jsonl", lines);
+    let adds: [&[&str]; 2] = [&["--from", file.to_str().expect("a plain path")], &["echo", "--uuid", &uuids[0]]];
+    // It takes what is to be written, and does not answer.
+    server.command::<()>(&["CLIENT", "PAUSE", "600000", "WRITE"]);
+    for (add, more) in adds.into_iter().zip([" and 2 more", "a1\n"]) {
+        let client = Worker::begin(project.client(&[&["task", "add"], add].concat()));
+        let begun = Instant::now();
+        while !server.command::<String>(&["CLIENT", "LIST"]).contains("cmd=evalsha") {
+            assert!(begun.elapsed() < PATIENCE, "the client sends its tasks");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        server.command::<u64>(&["CLIENT", "KILL", "TYPE", "normal"]);
+        let (status, said) = client.end();
+        assert_eq!(status.code(), Some(70), "{said}");
+        assert_says(&said, &["may have been added all the same", &uuids[0], more, "cannot be reached"]);
+        assert!(!said.contains(&uuids[5]), "{said}");
     }
 }
 

@@ -125,7 +125,7 @@ impl QueueTasks {
     ///
     /// # Errors
     ///
-    /// [`BrokerError`]; nothing was added.
+    /// [`BrokerError`]; nothing was added, unless it [leaves that open](BrokerError::leaves_open).
     pub async fn add_tasks<T: Into<Record>>(&self, tasks: impl IntoIterator<Item = T>) -> Result<Vec<Record>, BrokerError> {
         let mut records: Vec<Record> = tasks.into_iter().map(Into::into).collect();
         if self.asks(Trigger::QtasksAddTaskBeforeBroker) {

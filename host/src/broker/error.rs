@@ -91,4 +91,11 @@ impl BrokerError {
         use BrokerErrorKind::{Damaged, Forbidden, Full, Locked, Other, ReadOnly, Unreachable};
         matches!(self.kind, Unreachable | Full | Locked(_) | ReadOnly | Forbidden | Damaged | Other)
     }
+
+    /// Whether it was done all the same, perhaps: no answer says that it was not.
+    #[must_use]
+    pub fn leaves_open(&self) -> bool {
+        use BrokerErrorKind::{Closed, Other, Unreachable};
+        matches!(self.kind, Unreachable | Closed | Other)
+    }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use qtasks_host::Task;
-use qtasks_host::broker::{Record, TaskStatus};
+use qtasks_host::broker::{BrokerError, Record, TaskStatus};
 use qtasks_host::queue_tasks::Waited;
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -20,15 +20,19 @@ use crate::cli::settings_flags::ClientFlags;
 
 /// Tasks of a file are added in steps of this many, which is what every broker takes at once.
 const STEP: usize = 500;
+/// And a step ends with the task that makes its arguments this long, in bytes: all of it is in memory, and one answer is waited for.
+const ROOM: usize = 8 << 20;
 
 /// Add a task, or all tasks of a file, and print their uuids.
 ///
 ///     qtasks-host task add resize --args '["a.png"]' --kwargs '{"width": 800}'
 ///     qtasks-host task add --from tasks.jsonl
 ///
-/// A task that was added is safe when its uuid is printed. With --wait the command says the uuid on
-/// stderr, waits until the task has ended, also while the broker is away, prints what became of it,
-/// and exits with 1 when it ended in `error`.
+/// A task that was added is safe when its uuid is printed. Where the broker goes away before it
+/// answers, the command says on stderr which tasks may have been added all the same.
+///
+/// With --wait the command says the uuid on stderr, waits until the task has ended, also while the
+/// broker is away, prints what became of it, and exits with 1 when it ended in `error`.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct AddArguments {
@@ -121,7 +125,8 @@ fn record(task: Task, delay: Option<Duration>) -> Record {
 
 fn add_one(arguments: &AddArguments, task: Task) -> anyhow::Result<ExitStatus> {
     with_queue(&arguments.client, async |queue| {
-        let added = queue.add_task(record(task, arguments.delay)).await?;
+        let uuid = task.uuid;
+        let added = queue.add_task(record(task, arguments.delay)).await.inspect_err(|error| tell_if_open(&[uuid], error))?;
         if !arguments.wait {
             told(&[added], arguments.json)?;
             return Ok(ExitStatus::Success);
@@ -148,8 +153,8 @@ fn add_all(arguments: &AddArguments, input: Input) -> anyhow::Result<ExitStatus>
     with_queue(&arguments.client, async |queue| {
         let (mut input, mut refused) = (input, 0);
         loop {
-            let mut step = Vec::new();
-            while step.len() < STEP
+            let mut step = Step::default();
+            while !step.is_full()
                 && let Some(line) = input.next_task()?
             {
                 match line {
@@ -160,13 +165,48 @@ fn add_all(arguments: &AddArguments, input: Input) -> anyhow::Result<ExitStatus>
                     }
                 }
             }
-            if step.is_empty() {
+            if step.records.is_empty() {
                 break;
             }
-            told(&queue.add_tasks(step).await?, arguments.json)?;
+            let uuids: Vec<Uuid> = step.records.iter().map(|record| record.task.uuid).collect();
+            let added = queue.add_tasks(step.records).await.inspect_err(|error| tell_if_open(&uuids, error))?;
+            told(&added, arguments.json)?;
         }
         Ok(if refused > 0 { ExitStatus::BadInput } else { ExitStatus::Success })
     })
+}
+
+/// Tasks that are added together.
+#[derive(Default)]
+struct Step {
+    records: Vec<Record>,
+    bytes: usize,
+}
+
+impl Step {
+    fn push(&mut self, record: Record) {
+        self.bytes += record.task.args.get().len() + record.task.kwargs.get().len();
+        self.records.push(record);
+    }
+
+    fn is_full(&self) -> bool {
+        self.records.len() >= STEP || self.bytes >= ROOM
+    }
+}
+
+/// Says which tasks may have been added where no answer tells, so that nobody adds them twice unknowingly.
+fn tell_if_open(uuids: &[Uuid], error: &BrokerError) {
+    const SHOWN: usize = 5;
+    if !error.leaves_open() {
+        return;
+    }
+    let shown: Vec<String> = uuids.iter().take(SHOWN).map(Uuid::to_string).collect();
+    let more = uuids.len() - shown.len();
+    let more = if more > 0 { format!(" and {more} more, all of them or none") } else { String::new() };
+    eprintln!(
+        "qtasks-host: may have been added all the same, look with `task get` before you add again: {}{more}",
+        shown.join(", ")
+    );
 }
 
 fn told(added: &[Record], json: bool) -> anyhow::Result<()> {
@@ -174,4 +214,26 @@ fn told(added: &[Record], json: bool) -> anyhow::Result<()> {
         return print_json_lines(added);
     }
     print(&added.iter().map(|record| format!("{}\n", record.task.uuid)).collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_is_bounded_in_tasks_and_in_bytes_and_holds_at_least_one() {
+        let task = |bytes: usize| {
+            Task::new("any").and_then(|task| task.with_arguments(["x".repeat(bytes)], serde_json::json!({}))).expect("a task")
+        };
+        let size = |bytes: usize| {
+            let mut step = Step::default();
+            while !step.is_full() {
+                step.push(record(task(bytes), None));
+            }
+            step.records.len()
+        };
+        assert_eq!(size(1), STEP);
+        assert_eq!(size(ROOM / 4), 4);
+        assert_eq!(size(ROOM * 2), 1);
+    }
 }
