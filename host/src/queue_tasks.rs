@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::broker::Component;
 use crate::broker::answered::{fields_in, fields_of, replace, replace_whole};
-use crate::broker::{BrokerError, GlobalConfig, Record, Store, TaskStatus};
+use crate::broker::{BrokerError, BrokerErrorKind, Cancelled, GlobalConfig, Record, Requeued, Store, TaskStatus};
 use crate::shown::chain;
 use crate::trigger::Dispatched;
 use crate::worker::Stop;
@@ -239,7 +239,7 @@ impl QueueTasks {
             match self.look(&mut uuid, &mut followed, left.is_zero()).await {
                 Ok(Some(waited)) => return Ok(waited),
                 Ok(None) => pause = FIRST_PAUSE,
-                Err(error) if error.may_pass() && !left.is_zero() => {
+                Err(error) if is_away(&error) && !left.is_zero() => {
                     // Said once.
                     if pause == FIRST_PAUSE {
                         tracing::warn!("nobody can tell now what became of the task, trying again: {}", chain(&error));
@@ -275,6 +275,24 @@ impl QueueTasks {
             let record = Box::new(record);
             return Ok(Some(if ended { Waited::Ended(record) } else { Waited::NotYet(record) }));
         }
+    }
+
+    /// Cancels a task that waits, or asks the worker that runs it to; of a task that was retried, the last retry.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`].
+    pub async fn cancel(&self, uuid: Uuid, reason: impl Into<String>) -> Result<Cancelled, BrokerError> {
+        self.store.backend().cancel(uuid, reason.into()).await
+    }
+
+    /// Runs an ended task again, from its first attempt.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`].
+    pub async fn retry(&self, uuid: Uuid) -> Result<Requeued, BrokerError> {
+        self.store.backend().requeue(uuid).await
     }
 
     /// Whether a worker of the project is there.
@@ -333,4 +351,9 @@ impl QueueTasks {
     async fn fire(&self, trigger: Trigger, kwargs: &(impl Serialize + Sync)) -> Dispatched {
         self.store.dispatcher().fire(trigger, kwargs).await
     }
+}
+
+/// Whether a broker that cannot be read now may be read later with nobody doing anything about it.
+fn is_away(error: &BrokerError) -> bool {
+    matches!(error.kind, BrokerErrorKind::Unreachable | BrokerErrorKind::Locked(_))
 }

@@ -251,7 +251,7 @@ fn list(client: &ClientFlags, filter: Filter, json: bool) -> anyhow::Result<Exit
 fn cancel(arguments: &CancelArguments) -> anyhow::Result<ExitStatus> {
     let CancelArguments { uuid, reason, json, client } = arguments;
     with_queue(client, async |queue| {
-        let cancelled = queue.store().backend().cancel(*uuid, reason.clone()).await?;
+        let cancelled = queue.cancel(*uuid, reason.as_str()).await?;
         if *json {
             print_json(&serde_json::json!({"uuid": uuid, "cancel": cancelled}))?;
         } else {
@@ -293,7 +293,7 @@ async fn requeue(queue: &QueueTasks, uuids: &[Uuid], which: Which, json: bool) -
             status = ExitStatus::NotInTime;
             continue;
         }
-        let requeued = queue.store().backend().requeue(*uuid).await?;
+        let requeued = queue.retry(*uuid).await?;
         if json {
             print_json_lines(&[serde_json::json!({"uuid": uuid, "requeue": requeued})])?;
         } else {
