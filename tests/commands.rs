@@ -112,9 +112,14 @@ async fn a_command_without_words_is_no_setting() {
 }
 
 #[tokio::test]
-async fn a_command_may_not_take_the_name_of_a_plugins_task() {
-    let (_place, started) = TestApp::with(&["scripted"]).set("tasks.echo.command = ['cat']").try_start_with(|_| ()).await;
-    assert_says(&started.expect_err("no start").to_string(), &["task echo is provided by command and by scripted"]);
+async fn a_plugin_that_takes_the_name_of_a_command_is_refused_alone() {
+    let app = TestApp::with(&["scripted"]).set("tasks.echo.command = ['echo', '7']").start().await;
+    let reason = app.refusal("libscripted.so", "task-taken");
+    assert_says(
+        &reason,
+        &["it provides the task echo, which the application or `[tasks.echo] command` provides", "another name"],
+    );
+    assert_eq!(returning(&app.run("echo", json!([]), json!({})).await), "7");
 }
 
 /// The clock is tokio's paused one: it jumps to the time limit when nothing but the commands is left to wait for, and it stands

@@ -81,15 +81,13 @@ async fn a_trigger_that_a_plugin_does_not_handle_is_no_setting_for_it() {
 }
 
 #[tokio::test]
-async fn two_plugins_may_not_provide_one_task() {
-    let app = TestApp::with(&["scripted"]);
-    let (_place, started) = app
-        .try_start_with(|app| {
-            app.inline_task("echo", |_ctx, (): (), (): ()| Ok::<_, std::fmt::Error>(()));
-        })
-        .await;
-    let error = started.expect_err("the application does not start").to_string();
-    assert_says(&error, &["task echo is provided by application and by scripted"]);
+async fn a_plugin_that_takes_the_name_of_the_applications_task_is_refused_alone() {
+    let own = |app: &mut qtasks_host::App| {
+        app.inline_task("echo", |_ctx, (): (), (): ()| Ok::<_, std::fmt::Error>("own"));
+    };
+    let app = TestApp::with(&["scripted", "documented_example"]).start_with(own).await;
+    assert_says(&app.refusal("libscripted.so", "task-taken"), &["it provides the task echo, which the application"]);
+    assert_eq!(returning(&app.run("echo", json!([]), json!({})).await), r#""own""#);
 }
 
 #[tokio::test]

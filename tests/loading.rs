@@ -272,6 +272,47 @@ fn a_plugin_that_hangs_in_start_ends_the_start_by_name_and_the_next_one_runs_wit
     assert_eq!(next.result()["returning"], 123);
 }
 
+#[test]
+fn a_library_that_hangs_while_the_host_loads_it_ends_the_start_by_name_and_the_next_one_runs_without_it() {
+    let place = Place::new();
+    for plugin in ["constructor_hangs_in_the_host", "documented_example", "scripted"] {
+        place.copy(plugin);
+    }
+    let host =
+        || Host::run(&place).set("plugins.constructor-hangs-in-the-host.start_deadline=0.5").with_input("{\"task\": \"raise\"}");
+    assert_says(
+        &host().expect_code(2).stderr,
+        &["plugin constructor-hangs-in-the-host did not start within 0.5 s and hangs in the host", "it is in quarantine now"],
+    );
+    let next = host().expect_code(0);
+    assert_says(&next.stderr, &["quarantined", "loading it did not end within 0.5 s in the host"]);
+    assert_eq!(next.result()["returning"], 123);
+}
+
+#[test]
+fn limits_of_a_task_whose_plugin_is_refused_stop_nothing() {
+    let place = Place::new();
+    place.copy("penguins");
+    let library = place.plugins().join("libpenguins.so");
+    let run = || {
+        Host::run(&place)
+            .set("tasks.penguin_ratios.max_time = 5")
+            .set("tasks.ok.command = ['echo', '1']")
+            .with_input("{\"task\": \"ok\"}")
+    };
+    assert_eq!(run().expect_code(0).result()["returning"], 1);
+    // Cut so that its manifest can be read, and so that it cannot.
+    for length in [30_000, 300] {
+        let bytes = std::fs::read(&library).expect("our own file");
+        std::fs::write(&library, &bytes[..length]).expect("our own file");
+        let ended = run().expect_code(0);
+        assert_says(&ended.stderr, &["libpenguins.so", "refused", "[tasks.penguin_ratios]: nobody provides this task now"]);
+        assert_eq!(ended.result()["returning"], 1);
+    }
+    std::fs::remove_file(&library).expect("our own file");
+    assert_says(&run().expect_code(2).stderr, &["[tasks.penguin_ratios]: nobody provides a task of this name"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_plugin_that_hangs_in_start_in_its_own_process_is_refused_alone() {
     let started = TestApp::with(&["documented_example", "hangs_in_start"])

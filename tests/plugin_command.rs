@@ -135,3 +135,24 @@ fn a_disabled_library_is_not_even_opened() {
     Host::run(&place).set("plugins.constructor-leaves-a-mark.enabled=false").env("QTASKS_TEST_MARK", &mark).end().expect_code(0);
     assert!(!mark.exists());
 }
+
+#[test]
+fn what_a_manifest_says_is_shown_and_obeyed_by_no_terminal() {
+    let place = Place::new();
+    place.copy("penguins");
+    let library = place.plugins().join("libpenguins.so");
+    let mut bytes = std::fs::read(&library).expect("our own file");
+    // A name of a task, in JSON, with an escape and the end of a line in it.
+    let (found, forged) = (br#""penguin_ratios""#, br#""\u001b[31m\nXy""#);
+    assert_eq!(found.len(), forged.len());
+    let places: Vec<usize> = (0..bytes.len() - found.len()).filter(|at| bytes[*at..].starts_with(found)).collect();
+    for at in places {
+        bytes[at..at + forged.len()].copy_from_slice(forged);
+    }
+    std::fs::write(&library, bytes).expect("our own file");
+    let inspect = Host::new(&place).args(["plugin", "inspect"]).arg(&library).end();
+    for ended in [inspect, list(&place).end()] {
+        assert!(!ended.stdout.contains('\u{1b}'), "{}", ended.stdout);
+        assert_says(&ended.stdout, &["\\u{1b}[31m\\nXy"]);
+    }
+}

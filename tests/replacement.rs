@@ -93,6 +93,20 @@ async fn no_event_is_lost_or_doubled_isolated() {
     under_load("process", 10).await;
 }
 
+/// What is refused replaces nothing, whatever name the file has by then.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_was_renamed_and_is_then_refused_leaves_what_runs_from_it() {
+    let app = app("in-process").start().await;
+    let (first, second) = (app.place.plugins().join(FILE), app.place.plugins().join("librenamed.so"));
+    std::fs::rename(first, &second).expect("our own file");
+    assert_eq!(app.replaced().await.changes, [], "the same bytes");
+    let garbage = app.place.write("garbage", "no library");
+    std::fs::rename(garbage, second).expect("our own files");
+    assert_eq!(app.replaced().await.changes, []);
+    assert_eq!(app.versions().await, (json!(1), json!(1)));
+    app.running.stop().await;
+}
+
 /// Who withdraws trust from what runs is told so, and restarts: a lock file that somebody forgot to renew takes no plugin away.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lock_that_vouches_for_other_bytes_leaves_what_runs() {

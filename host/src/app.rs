@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use crate::broker::{Backend, BrokerError, BrokerSettings, Store};
 use crate::nearest::nearest;
 use crate::plugin::start_watch::{Late, Unfinished};
+use crate::plugin::verdicts::Verdicts;
 use crate::plugin::watch::DirectoryWatch;
 use crate::plugin::{
     DiscoverError, LoadErrorKind, LoadPolicy, LoadReport, Loaded, Loader, Plugin, PluginSettings, Registry, RegistryError,
@@ -220,8 +221,20 @@ impl App {
     /// [`RunError`].
     pub async fn run(self) -> Result<Ran, RunError> {
         let mut signals = Signals::catch();
-        let Some(running) = signals.during(self.start()).await else { return Ok(Ran::AtOnce) };
+        let Some(running) = self.start_until_told(&mut signals).await else { return Ok(Ran::AtOnce) };
         Ok(running?.starter().await?.with_signals(signals).run().await?)
+    }
+
+    /// [Starts](Self::start), unless a second signal comes meanwhile, which gives `None`. A first one waits, since a probe that is cut
+    /// off says nothing good of its library; at the second one, what was under probe is as unknown as before.
+    pub async fn start_until_told(self, signals: &mut Signals) -> Option<Result<Running, StartError>> {
+        let state_dir = &self.settings.state_dir;
+        let verdicts = Verdicts::new(&std::path::absolute(state_dir).unwrap_or_else(|_| state_dir.clone()));
+        let started = signals.during(self.start()).await;
+        if started.is_none() {
+            verdicts.give_up_probes();
+        }
+        started
     }
 
     /// Loads the plugins, completes the tasks, and is ready to run. A plugin library that is refused stops nothing: see
@@ -236,7 +249,8 @@ impl App {
         for path in [Some(state_dir), guest_program.as_mut(), plugin_dir.as_mut(), lock_file.as_mut()].into_iter().flatten() {
             *path = std::path::absolute(&*path).unwrap_or_else(|_| std::mem::take(path));
         }
-        let policy = self.settings.load_policy();
+        let mut policy = self.settings.load_policy();
+        policy.own_tasks.extend(self.tasks.iter().map(|task| task.name().to_owned()));
         let (watch, state_dir) = (Arc::clone(&policy.watch), policy.state_dir.clone());
         // Before it is looked at: what changes from here on is seen.
         let changes = self.watch();
@@ -274,7 +288,8 @@ impl App {
         }
         check_names(&settings, &loaded, &linked_names)?;
         let registry = Registry::new(loaded.plugins)?;
-        let tasks = tasks.complete(&registry, &settings.tasks, &settings.state_dir, settings.safe_mode)?;
+        let may_be_missing = |task: &str| settings.safe_mode || loaded.reports.iter().any(|report| report.may_provide(task));
+        let tasks = tasks.complete(&registry, &settings.tasks, &settings.state_dir, may_be_missing)?;
         warn_of_retries(&settings, &tasks);
         let dispatcher = Arc::new(Dispatcher::new(registry, &settings.triggers));
         let executor = Arc::new(TaskExecutor::new(tasks, dispatcher, middlewares, settings.executor()));

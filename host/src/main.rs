@@ -10,11 +10,12 @@ fn main() -> ExitCode {
     // Before anything else: a guest must not inherit what a host sets up.
     qtasks_host::plugin::process::guest::run_if_asked();
     let arguments = cli::Arguments::parse();
-    match cli::run(arguments) {
-        Ok(code) => code.into(),
-        Err(error) => {
-            eprintln!("qtasks-host: {error:#}");
-            cli::exit_code_of(&error).into()
-        }
+    let status = cli::run(arguments).unwrap_or_else(|error| {
+        eprintln!("qtasks-host: {error:#}");
+        cli::exit_code_of(&error)
+    });
+    if qtasks_host::plugin::start_watch::linker_is_held() {
+        qtasks_host::plugin::fatal::end_at_once(status as u8);
     }
+    status.into()
 }

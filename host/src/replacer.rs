@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -16,7 +16,7 @@ use tokio::signal::unix::Signal;
 use tokio::sync::{Mutex, watch};
 
 use crate::plugin::replace::drain;
-use crate::plugin::start_watch::{Late, Unfinished};
+use crate::plugin::start_watch::{Late, Step, Unfinished};
 use crate::plugin::watch::DirectoryWatch;
 use crate::plugin::{
     DiscoverError, LoadPolicy, LoadReport, Loaded, Loader, Plugin, PluginIdentity, PluginSettings, Registry, RegistryError,
@@ -50,6 +50,8 @@ pub struct Replacer {
     draining: Arc<watch::Sender<usize>>,
     /// Whether those on their way out are not waited for.
     at_once: watch::Sender<bool>,
+    /// A plugin that hangs while it is loaded.
+    linker_held_by: OnceLock<String>,
 }
 
 /// What a replacement did.
@@ -108,6 +110,12 @@ pub enum ReplaceError {
         .0.plugin, .0.deadline.as_secs_f64(), .0.plugin
     )]
     Hangs(Late),
+    /// A library hangs while it is loaded.
+    #[error(
+        "plugin {0} hangs while it is loaded, and holds the dynamic linker: nothing more can be loaded in this process; restart it, the \
+         plugin is in quarantine then"
+    )]
+    LinkerHeld(String),
     /// Loading ended without a word.
     #[error("the thread that loads plugins ended: {0}")]
     Lost(String),
@@ -138,6 +146,7 @@ impl Replacer {
             stopped: Mutex::new(false),
             draining: Arc::default(),
             at_once: watch::Sender::new(false),
+            linker_held_by: OnceLock::new(),
         }
     }
 
@@ -171,6 +180,9 @@ impl Replacer {
         if *stopped {
             return Err(ReplaceError::Stopping);
         }
+        if let Some(plugin) = self.linker_held_by.get() {
+            return Err(ReplaceError::LinkerHeld(plugin.clone()));
+        }
         let next = self.look().await?;
         let old = self.executor.dispatcher().registry().plugins().to_vec();
         let replaced = Replaced::between(&old, next.registry.plugins());
@@ -200,6 +212,10 @@ impl Replacer {
             let looking = tokio::task::spawn_blocking(move || replacer.look_here(&policy));
             match watch.wait(&self.settings.policy.state_dir, looking).await {
                 Ok(next) => return next,
+                Err(Unfinished::Hangs(late)) if late.step == Step::Load => {
+                    // Others would wait for it, and look as if they hung themselves.
+                    return Err(ReplaceError::LinkerHeld(self.linker_held_by.get_or_init(|| late.plugin).clone()));
+                }
                 // Those bytes are refused now, and the others are not.
                 Err(Unfinished::Hangs(late)) if late.quarantined => {
                     tracing::error!(

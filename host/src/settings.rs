@@ -276,6 +276,7 @@ impl Settings {
                 lock_file: self.lock_file.clone(),
                 trusted_keys: self.trusted_keys.clone(),
             },
+            own_tasks: self.tasks.iter().filter(|(_, task)| task.command.is_some()).map(|(name, _)| name.clone()).collect(),
         }
     }
 

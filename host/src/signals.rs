@@ -53,7 +53,7 @@ impl Signals {
     }
 
     /// Whether one has asked to stop already.
-    pub(crate) fn has_told(&self) -> bool {
+    pub fn has_told(&self) -> bool {
         self.told
     }
 
@@ -62,8 +62,8 @@ impl Signals {
         self.hangup.take()
     }
 
-    /// Waits for one that asks to stop.
-    pub(crate) async fn next(&mut self) -> &'static str {
+    /// Waits for one that asks to stop; gives its name.
+    pub async fn next(&mut self) -> &'static str {
         loop {
             let name = tokio::select! {
                 Some(()) = caught(&mut self.terminate) => "SIGTERM",

@@ -101,17 +101,21 @@ impl Starter {
         following.spawn(Arc::clone(&replacer).follow(hangups));
         store.dispatcher().fire(Trigger::StarterStart, &Kwargs { starter: info(&store) }).await;
         let stop = worker.stop();
-        let worked = tokio::select! {
-            worked = worker.run(reports) => worked,
+        let working = async {
+            let worked = worker.run(reports).await;
+            store.dispatcher().fire(Trigger::StarterStop, &Kwargs { starter: info(&store) }).await;
+            following.shutdown().await;
+            replacer.stop().await;
+            worked
+        };
+        // To the very end: a plugin's `stop`, or a library that is just being loaded, may take its time.
+        tokio::select! {
+            worked = working => worked.map(Ran::Drained),
             () = told_twice(signals, &stop, drain_deadline) => {
                 give_back(&store).await;
-                return Ok(Ran::AtOnce);
+                Ok(Ran::AtOnce)
             }
-        };
-        store.dispatcher().fire(Trigger::StarterStop, &Kwargs { starter: info(&store) }).await;
-        following.shutdown().await;
-        replacer.stop().await;
-        worked.map(Ran::Drained)
+        }
     }
 }
 

@@ -27,7 +27,7 @@ faults! {
     new_version_refuses: "a new version refuses to start" => "`start`, or `isolated` in a process of its own; the old version serves";
     new_version_hangs_here: "a new version hangs in its start, in the host's process" => "quarantined as `time-out`; the old version serves, and the other files are looked at";
     new_version_hangs_isolated: "a new version hangs in its start, in a process of its own" => "`isolated`; the old version serves";
-    task_of_the_application: "a new version provides a task that the application has" => "nothing is replaced; the new version is stopped";
+    task_of_the_application: "a new version provides a task that the application has" => "`task-taken`; the old version serves";
     trigger_not_handled: "a plugin is added that does not handle what the settings name" => "nothing is replaced; it is stopped";
     task_of_another_plugin: "a new version provides a task of another plugin" => "`task-taken`; the old version serves";
     directory_gone: "the plugin directory is gone" => "nothing is replaced";
@@ -174,14 +174,10 @@ fn task_of_the_application() {
             };
             let app = app(isolation).start_with(own).await;
             put(&app.place, "versioned_2");
-            let error = app.running.replace_plugins().await.expect_err("they do not go together");
-            assert_eq!(
-                error.to_string(),
-                "task only_in_2 is provided by application and by versioned; give one of them another name"
-            );
-            assert_eq!(app.versions().await, (json!(1), json!(1)));
+            let reason = app.refused_now("task-taken").await;
+            assert_says(&reason, &["it provides the task only_in_2, which the application", "give one of them another name"]);
             assert_eq!(returning(&app.run("only_in_2", json!([]), json!({})).await), r#""own""#);
-            stopped(app, &[2, 1]).await;
+            stopped(app, &[1]).await;
         }
     });
 }

@@ -50,5 +50,6 @@ pub(crate) fn policy(state_dir: &Path) -> LoadPolicy {
         probe_deadline: Duration::from_secs(5),
         trust: TrustPolicy::default(),
         watch: Arc::default(),
+        own_tasks: Default::default(),
     }
 }

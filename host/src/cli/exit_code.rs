@@ -29,7 +29,7 @@ pub(crate) enum ExitStatus {
     /// Something outside of the program's control failed: a file, a stream, the broker. Or a `worker` that was stopped could neither
     /// record nor give back all that it had.
     Failed = 70,
-    /// `run` was stopped by Ctrl-C: what ran was finished, the rest was not begun. Or a second signal stopped `run` or `worker` at once.
+    /// `run` was stopped by SIGTERM or Ctrl-C: what ran was finished, the rest was not begun. Or a second signal stopped `run` or `worker` at once.
     Interrupted = 130,
 }
 
@@ -47,7 +47,8 @@ Exit codes:
        worker is there
    70  a file, a stream or the broker failed; `worker`: the broker was away
        when it was stopped, what it had comes back when the lease is over
-  130  `run`: stopped by Ctrl-C, what ran was finished, the rest was not begun;
+  130  `run`: stopped by SIGTERM or Ctrl-C, what ran was finished, the rest was
+       not begun;
        `worker`: stopped at once by a second signal, what ran runs again";
 
 impl From<ExitStatus> for ExitCode {

@@ -183,7 +183,8 @@ fn clear_quarantine(arguments: &ClearArguments) -> anyhow::Result<ExitStatus> {
 fn quarantine_line(entry: &Quarantined) -> String {
     let digest: String = entry.digest.to_string().chars().take(12).collect();
     let path = shown(&entry.path);
-    format!("{} {digest} {}: {} (seen {} time(s), {path})\n", entry.plugin, entry.kind.name(), entry.evidence, entry.count)
+    let (plugin, evidence) = (shown(&entry.plugin), shown(&entry.evidence));
+    format!("{plugin} {digest} {}: {evidence} (seen {} time(s), {path})\n", entry.kind.name(), entry.count)
 }
 
 fn status(reports: &[LoadReport]) -> ExitStatus {
@@ -208,7 +209,8 @@ fn line(report: &LoadReport) -> String {
             let handlers = manifest.handlers.iter().map(|handler| handler.trigger.as_str());
             let tasks = manifest.tasks.iter().map(|task| format!("task {}", task.name));
             let provides: Vec<String> = handlers.map(str::to_owned).chain(tasks).collect();
-            format!("{} {}{disabled}{trust}: {}\n", manifest.name, manifest.version, provides.join(", "))
+            let (version, provides) = (shown(&manifest.version), provides.join(", "));
+            format!("{} {version}{disabled}{trust}: {}\n", manifest.name, shown(&provides))
         }
         (None, None) => format!("{file}: nothing is known of it\n"),
     }
@@ -220,25 +222,26 @@ fn description(report: &LoadReport) -> String {
         let abi = &manifest.abi;
         text.push_str(&format!(
             "name         {}\nversion      {}\ndescription  {}\nauthors      {}\nabi          {}.{}\nsdk          {}\nbuilt by     {}\ntarget       {}\npanic        {}\npriority     {}\n",
-            manifest.name,
-            manifest.version,
-            manifest.description,
-            manifest.authors.join(", "),
+            shown(&manifest.name),
+            shown(&manifest.version),
+            shown(&manifest.description),
+            shown(&manifest.authors.join(", ")),
             abi.major,
             abi.minor,
-            manifest.sdk,
-            manifest.rustc,
-            manifest.target,
-            manifest.panic,
+            shown(&manifest.sdk),
+            shown(&manifest.rustc),
+            shown(&manifest.target),
+            shown(&manifest.panic),
             manifest.priority,
         ));
         for handler in &manifest.handlers {
-            text.push_str(&format!("handles      {} ({})\n", handler.trigger, handler.mode.name()));
+            text.push_str(&format!("handles      {} ({})\n", shown(&handler.trigger), handler.mode.name()));
         }
         for task in &manifest.tasks {
-            text.push_str(&format!("task         {} ({})\n", task.name, task.mode.name()));
+            text.push_str(&format!("task         {} ({})\n", shown(&task.name), task.mode.name()));
         }
-        text.push_str(&format!("config       {}\n", manifest.config));
+        // Line ends between its words are lines of its own, and nothing else.
+        text.push_str(&format!("config       {}\n", shown(&manifest.config.to_string())));
     }
     if let Some(reason) = report.reason() {
         text.push_str(&format!("refused      {reason}\n"));

@@ -10,6 +10,7 @@ use anyhow::Context;
 use clap::Args;
 use indicatif::ProgressBar;
 use qtasks_host::broker::MemoryBackend;
+use qtasks_host::signals::Signals;
 use qtasks_host::{App, QueueTasks, TaskReport};
 use tokio::sync::{Notify, mpsc};
 
@@ -48,7 +49,7 @@ const READ_AHEAD: usize = 1024;
 /// A command gets {"args": […], "kwargs": {…}} on its standard input and prints its result as
 /// JSON; a non-zero exit is a plugin error.
 ///
-/// Ctrl-C finishes what runs and begins nothing more; a second Ctrl-C stops at once.
+/// SIGTERM or Ctrl-C finishes what runs and begins nothing more; a second signal stops at once.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct RunArguments {
@@ -78,7 +79,13 @@ pub(super) fn run(arguments: &RunArguments) -> anyhow::Result<ExitStatus> {
 }
 
 async fn run_tasks(app: App, input: Input, bar: &ProgressBar) -> anyhow::Result<ExitStatus> {
-    let running = app.start().await?;
+    let mut signals = Signals::catch();
+    let Some(running) = app.start_until_told(&mut signals).await else { return Ok(ExitStatus::Interrupted) };
+    let running = running?;
+    if signals.has_told() {
+        running.stop().await;
+        return Ok(ExitStatus::Interrupted);
+    }
     let broker = Arc::new(MemoryBackend::new(READ_AHEAD, false));
     let store = running.store(Arc::<MemoryBackend>::clone(&broker));
     let (sender, receiver) = mpsc::channel(READ_AHEAD);
@@ -93,7 +100,7 @@ async fn run_tasks(app: App, input: Input, bar: &ProgressBar) -> anyhow::Result<
         }
     });
     let interrupt = Arc::new(Interrupt::default());
-    let listening = tokio::spawn(listen_for_ctrl_c(Arc::clone(&broker), Arc::clone(&interrupt)));
+    let listening = tokio::spawn(listen_for_signals(signals, Arc::clone(&broker), Arc::clone(&interrupt)));
     let worker = running.worker(store);
     let work = worker.run(Some(sender));
     let printing = async {
@@ -138,7 +145,7 @@ async fn run_tasks(app: App, input: Input, bar: &ProgressBar) -> anyhow::Result<
     })
 }
 
-/// What Ctrl-C asked for.
+/// What a signal asked for.
 #[derive(Debug, Default)]
 struct Interrupt {
     /// Finish what runs.
@@ -147,21 +154,17 @@ struct Interrupt {
     at_once: Notify,
 }
 
-async fn listen_for_ctrl_c(broker: Arc<MemoryBackend>, interrupt: Arc<Interrupt>) {
-    if tokio::signal::ctrl_c().await.is_err() {
-        // Without a signal handler the process ends at once, as the system has it.
-        std::future::pending::<()>().await;
-    }
+async fn listen_for_signals(mut signals: Signals, broker: Arc<MemoryBackend>, interrupt: Arc<Interrupt>) {
+    let name = signals.next().await;
     // Before the drain: an idle worker ends at once, and whoever waits for it looks here.
     interrupt.asked.store(true, Ordering::Release);
     broker.drain();
     tracing::warn!(
-        "finishing what runs; tasks that wait and will not be begun: {}; Ctrl-C again stops at once",
+        "{name}: finishing what runs; tasks that wait and will not be begun: {}; another signal stops at once",
         broker.waiting()
     );
-    if tokio::signal::ctrl_c().await.is_ok() {
-        interrupt.at_once.notify_one();
-    }
+    signals.next().await;
+    interrupt.at_once.notify_one();
 }
 
 /// What was printed, and whether all of it was.

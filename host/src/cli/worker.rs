@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use indicatif::ProgressBar;
 use qtasks_host::broker::BrokerUrl;
+use qtasks_host::plugin::fatal;
 use qtasks_host::signals::Signals;
 use qtasks_host::starter::Ran;
 use qtasks_host::worker::Worked;
@@ -55,14 +56,14 @@ pub(super) fn run(arguments: &WorkerArguments) -> anyhow::Result<ExitStatus> {
     let mut settings = arguments.settings.settings()?;
     settings.watch |= arguments.watch;
     log::install(&settings.log, &ProgressBar::hidden())?;
-    if let Err(error) = qtasks_host::plugin::fatal::name_culprits(&settings.state_dir) {
+    if let Err(error) = fatal::name_culprits(&settings.state_dir) {
         tracing::warn!("a plugin that ends this process will not be named: {}: {error}", shown(&settings.state_dir));
     }
     let broker = settings.broker();
     let runtime = runtime::start()?;
     let ran = runtime.block_on(async {
         let mut signals = Signals::catch();
-        let Some(running) = signals.during(App::new(settings).start()).await else { return Ok(Ran::AtOnce) };
+        let Some(running) = App::new(settings).start_until_told(&mut signals).await else { return Ok(Ran::AtOnce) };
         let running = running?;
         // Names and not the tasks themselves: whoever holds those keeps a plugin from being drained.
         let known: Vec<String> = running.executor().tasks().iter().map(|task| task.name().to_owned()).collect();
@@ -94,6 +95,7 @@ pub(super) fn run(arguments: &WorkerArguments) -> anyhow::Result<ExitStatus> {
             );
             Ok(ExitStatus::Failed)
         }
-        Ran::AtOnce => Ok(ExitStatus::Interrupted),
+        // At once: a library that is just being loaded, and hangs, would hold up a usual end.
+        Ran::AtOnce => fatal::end_at_once(ExitStatus::Interrupted as u8),
     }
 }

@@ -21,6 +21,7 @@ use super::process::spawn::GuestError;
 use super::process::supervisor::{Isolated, Recipe};
 use super::services::TracingServices;
 use super::settings::{Isolation, PluginSettings};
+use super::start_watch::Step;
 use super::verdicts::{Subject, Verdicts};
 use crate::nearest::nearest_in;
 
@@ -53,14 +54,17 @@ impl Loader<'_> {
         #[expect(unsafe_code, reason = "the operator put this file into the plugin directory, and `verify` found it good")]
         // SAFETY: as said: the operator vouches for the file; `layout` is what `verify` said of these very bytes, and the path leads
         // to the sealed copy of them.
-        let opened = culprit::inside(Some(mark), || unsafe { library::open(&path, layout) });
-        let module = opened.map_err(log_layout_dump)?;
-        let found = module.manifest().map_err(ManifestError::from)?;
+        let open = || unsafe { library::open(&path, layout) };
+        let subject = Subject { digest: sealed.digest(), path: candidate.path, plugin: manifest.name.clone() };
+        // Its constructors ran in a probe, and may do something else here.
+        let watched = self.policy.watch.begin(&manifest.name, Some(subject.clone()), settings.start_deadline, Step::Load);
+        let module = culprit::inside(Some(mark), open).map_err(log_layout_dump)?;
+        let found = culprit::inside(Some(mark), || module.manifest()).map_err(ManifestError::from)?;
+        drop(watched);
         if found != expected {
             let excerpt = |text: &str| text.chars().take(120).collect::<String>();
             return Err(LoadErrorKind::ManifestDiffers { found: excerpt(found), expected: excerpt(&expected) });
         }
-        let subject = Subject { digest: sealed.digest(), path: candidate.path, plugin: manifest.name.clone() };
         let instance = culprit::inside(Some(mark), || self.create(module, &manifest, settings, Some(subject)))?;
         Ok((manifest, Home::Here(instance, Some(mark))))
     }
@@ -117,6 +121,7 @@ impl Loader<'_> {
     pub fn linked_in<P: Export>(&self, settings: PluginSettings, others: &[Arc<Plugin>]) -> Result<Plugin, LoadErrorKind> {
         let manifest = linked_in_manifest::<P>()?;
         check_name(&manifest, others)?;
+        self.check_own_tasks(&manifest)?;
         check_tasks(&manifest, others.iter())?;
         let instance = self.create(Module::linked_in::<P>(), &manifest, &settings, None)?;
         Ok(Plugin::new(manifest, Origin::LinkedIn, settings, Home::Here(instance, None)))
@@ -144,7 +149,7 @@ impl Loader<'_> {
         subject: Option<Subject>,
     ) -> Result<Instance, LoadErrorKind> {
         let init = self.init(manifest, settings)?;
-        let _watched = self.policy.watch.begin(&manifest.name, subject, settings.start_deadline);
+        let _watched = self.policy.watch.begin(&manifest.name, subject, settings.start_deadline, Step::Start);
         let services = TracingServices::new(manifest.name.as_str().into());
         let instance = module.create(&init, services).map_err(|source| create_error(manifest, source))?;
         instance.start().map_err(|source| LoadErrorKind::Start { plugin: manifest.name.clone(), said: source.to_string() })?;

@@ -2,11 +2,13 @@
 //! start, and so that handlers that reach themselves through the host come to an end.
 //!
 //! A call into a plugin in this process marks its thread. When the process dies of a signal or by `exit()` while a thread is
-//! marked, `fatal` writes the mark to standard error and to a file in the state directory; [`take_records`] reads that file at the
-//! next start.
+//! marked, `fatal` writes the mark to standard error and to a file in the state directory; [`records`] reads that file at the next
+//! start.
 
 use std::cell::Cell;
-use std::fs;
+use std::fs::OpenOptions;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -108,18 +110,90 @@ pub(super) fn file(state_dir: &Path) -> PathBuf {
     state_dir.join("culprits.jsonl")
 }
 
-/// Takes what earlier hosts recorded; a damaged line is left out.
-pub(super) fn take_records(state_dir: &Path) -> Vec<Record> {
+/// How the file of records is opened: whoever may write there could have put a FIFO or a link in its place.
+pub(super) const SAFELY: i32 = libc::O_NONBLOCK | libc::O_NOFOLLOW;
+
+/// What earlier hosts recorded, the latest of it where that is much; a damaged line is told, and left out. [`forget_records`] is called
+/// once it was heeded.
+pub(super) fn records(state_dir: &Path) -> Vec<Record> {
     let path = file(state_dir);
-    if !fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_file() && metadata.len() <= MAX_RECORDS) {
-        return Vec::new();
+    let bytes = match read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
+        Err(error) => {
+            tracing::warn!("{} cannot be read, so nobody knows whether a plugin ended an earlier host: {error}", shown(&path));
+            return Vec::new();
+        }
+    };
+    let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty());
+    let read = lines.filter_map(|line| {
+        let record = serde_json::from_slice(line);
+        record.inspect_err(|error| tracing::warn!("{} has a line that is no record: {error}", shown(&path))).ok()
+    });
+    read.collect()
+}
+
+/// The end of the file.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = OpenOptions::new().read(true).custom_flags(SAFELY).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("it is not a regular file; remove it"));
     }
-    let Ok(text) = fs::read_to_string(&path) else { return Vec::new() };
-    let records: Vec<Record> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-    if !text.is_empty()
-        && let Err(error) = fs::File::create(&path)
-    {
-        tracing::warn!("cannot empty {}: {error}", shown(&path));
+    file.seek(SeekFrom::Start(metadata.len().saturating_sub(MAX_RECORDS)))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_RECORDS).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Empties the file of records.
+pub(super) fn forget_records(state_dir: &Path) {
+    let path = file(state_dir);
+    let emptied = OpenOptions::new().write(true).truncate(true).custom_flags(SAFELY).open(&path);
+    match emptied {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => tracing::warn!("cannot empty {}: {error}", shown(&path)),
+        _ => {}
     }
-    records
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(plugin: &str) -> String {
+        let digest = "ab".repeat(32);
+        format!(r#"{{"plugin":"{plugin}","path":"/plugins/lib{plugin}.so","digest":"{digest}","cause":"exit"}}"#)
+    }
+
+    #[test]
+    fn a_good_record_is_found_beside_whatever_else_stands_there() {
+        let state = tempfile::tempdir().expect("a directory");
+        let found = |bytes: &[u8]| {
+            std::fs::write(file(state.path()), bytes).expect("our own file");
+            records(state.path()).into_iter().map(|record| record.plugin).collect::<Vec<_>>()
+        };
+        assert_eq!(found(b""), Vec::<String>::new());
+        assert_eq!(found([b"\xff\xfe\n", record("a").as_bytes(), b"\n"].concat().as_slice()), ["a"]);
+        // Torn in the middle by a power cut; the next one begins on a line of its own.
+        assert_eq!(found([&record("a").as_bytes()[..20], b"\n", record("b").as_bytes(), b"\n"].concat().as_slice()), ["b"]);
+        assert_eq!(found(["x".repeat(3 << 20).as_bytes(), b"\n", record("c").as_bytes(), b"\n"].concat().as_slice()), ["c"]);
+        forget_records(state.path());
+        assert!(records(state.path()).is_empty());
+    }
+
+    #[test]
+    fn a_fifo_or_a_link_in_its_place_is_not_waited_for() {
+        let state = tempfile::tempdir().expect("a directory");
+        let path = file(state.path());
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).expect("a FIFO");
+        assert!(records(state.path()).is_empty());
+        forget_records(state.path());
+        std::fs::remove_file(&path).expect("our own file");
+        let elsewhere = state.path().join("elsewhere");
+        std::fs::write(&elsewhere, record("a")).expect("our own file");
+        std::os::unix::fs::symlink(&elsewhere, &path).expect("our own link");
+        assert!(records(state.path()).is_empty());
+        forget_records(state.path());
+        assert_eq!(std::fs::read_to_string(&elsewhere).expect("it is left alone"), record("a"));
+    }
 }

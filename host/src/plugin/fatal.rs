@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Once, OnceLock};
 
 use super::culprit::{self, Culprit};
+use crate::shown::shown;
 
 const SIGNALS: [libc::c_int; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT];
 
@@ -21,6 +22,8 @@ const EXIT_CODE: libc::c_int = 70;
 
 /// The file of records, opened before anything goes wrong.
 static RECORDS: AtomicI32 = AtomicI32::new(-1);
+/// The process that is to be named for: a child that a plugin forks has these handlers, too, and its end is no end of the host.
+static HOST: AtomicI32 = AtomicI32::new(-1);
 /// What was installed for each of [`SIGNALS`] before.
 static BEFORE: [OnceLock<libc::sigaction>; SIGNALS.len()] = [const { OnceLock::new() }; SIGNALS.len()];
 
@@ -33,11 +36,23 @@ static BEFORE: [OnceLock<libc::sigaction>; SIGNALS.len()] = [const { OnceLock::n
 pub fn name_culprits(state_dir: &Path) -> io::Result<()> {
     static INSTALLED: Once = Once::new();
     DirBuilder::new().recursive(true).mode(0o700).create(state_dir)?;
-    let file = OpenOptions::new().append(true).create(true).mode(0o600).open(culprit::file(state_dir))?;
+    let file =
+        OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(culprit::SAFELY).open(culprit::file(state_dir))?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other(format!("{} is not a regular file; remove it", shown(&culprit::file(state_dir)))));
+    }
     // Open for the rest of the process; an earlier one stays open too, since a handler may be using it.
     RECORDS.store(file.into_raw_fd(), Ordering::Relaxed);
+    HOST.store(this_process(), Ordering::Relaxed);
     INSTALLED.call_once(install);
     Ok(())
+}
+
+/// Ends this process now, without what a process does that ends as usual: handlers, destructors of libraries, and the wait for the
+/// dynamic linker before them. What is buffered is lost.
+pub fn end_at_once(code: u8) -> ! {
+    // SAFETY: it ends the process, and returns to nobody.
+    unsafe { libc::_exit(code.into()) }
 }
 
 fn install() {
@@ -59,8 +74,18 @@ fn install() {
     unsafe { libc::atexit(on_exit) };
 }
 
+fn this_process() -> libc::pid_t {
+    // SAFETY: it reads nothing of this process' memory, and cannot fail.
+    unsafe { libc::getpid() }
+}
+
+/// Whose code this thread runs, if it is one of the host's.
+fn culprit_of_the_host() -> Option<&'static Culprit> {
+    culprit::on_this_thread().filter(|_| HOST.load(Ordering::Relaxed) == this_process())
+}
+
 extern "C" fn on_fatal_signal(signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
-    if let Some(culprit) = culprit::on_this_thread() {
+    if let Some(culprit) = culprit_of_the_host() {
         let mut digits = [0; 3];
         let number = decimal(signal.unsigned_abs(), &mut digits);
         tell(&[b"qtasks-host: fatal signal ", number, b" inside ", culprit.name.as_bytes(), b"\n"]);
@@ -81,7 +106,7 @@ extern "C" fn on_fatal_signal(signal: libc::c_int, info: *mut libc::siginfo_t, _
 }
 
 extern "C" fn on_exit() {
-    if let Some(culprit) = culprit::on_this_thread() {
+    if let Some(culprit) = culprit_of_the_host() {
         tell(&[b"qtasks-host: exit() was called inside ", culprit.name.as_bytes(), b"\n"]);
         record(culprit, &[b"exit"]);
         // A plugin that ends the host in the middle of its tasks must not make that look like success.
@@ -96,10 +121,9 @@ fn record(culprit: &Culprit, cause: &[&[u8]]) {
     if RECORDED.swap(true, Ordering::Relaxed) {
         return;
     }
-    let descriptor = RECORDS.load(Ordering::Relaxed);
-    write(descriptor, &[culprit.record.as_bytes(), b",\"cause\":\""]);
-    write(descriptor, cause);
-    write(descriptor, &[b"\"}\n"]);
+    // In one write, and on a line of its own whatever stands before it.
+    let [first, second] = [cause.first(), cause.get(1)].map(|part| part.copied().unwrap_or_default());
+    write(RECORDS.load(Ordering::Relaxed), &[b"\n", culprit.record.as_bytes(), b",\"cause\":\"", first, second, b"\"}\n"]);
 }
 
 fn tell(parts: &[&[u8]]) {
@@ -107,10 +131,14 @@ fn tell(parts: &[&[u8]]) {
 }
 
 fn write(descriptor: libc::c_int, parts: &[&[u8]]) {
-    for part in parts {
-        // SAFETY: the pointer and length are a slice's; a bad descriptor is only an error. Nobody is left to tell of one.
-        let _ = unsafe { libc::write(descriptor, part.as_ptr().cast(), part.len()) };
+    const MOST: usize = 8;
+    let mut vectors = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; MOST];
+    for (vector, part) in vectors.iter_mut().zip(parts) {
+        *vector = libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() };
     }
+    // SAFETY: pointers and lengths are those of slices, which writev only reads; those beyond are empty. A bad descriptor is only an
+    // error, and nobody is left to tell of one.
+    let _ = unsafe { libc::writev(descriptor, vectors.as_ptr(), MOST as libc::c_int) };
 }
 
 /// A number below 1000 as text, without allocation.

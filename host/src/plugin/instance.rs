@@ -1,9 +1,9 @@
 //! A created plugin, ready to be called.
 
 use std::fmt;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use qtasks_plugin_api::abi::loaded::Instance;
@@ -63,6 +63,8 @@ pub enum Origin {
 pub struct Plugin {
     identity: Arc<PluginIdentity>,
     origin: Origin,
+    /// Where its bytes were found last; a file can be renamed while a plugin runs from it.
+    found_at: Mutex<Option<PathBuf>>,
     manifest: Manifest,
     settings: PluginSettings,
     home: Home,
@@ -83,12 +85,13 @@ static NEXT_CALL: AtomicU64 = AtomicU64::new(1);
 
 impl Plugin {
     pub(super) fn new(manifest: Manifest, origin: Origin, settings: PluginSettings, home: Home) -> Self {
-        let digest = match &origin {
-            Origin::Library { digest, .. } => Some(digest.to_string().into()),
-            Origin::LinkedIn => None,
+        let (digest, found_at) = match &origin {
+            Origin::Library { path, digest } => (Some(digest.to_string().into()), Some(path.clone())),
+            Origin::LinkedIn => (None, None),
         };
         let identity = PluginIdentity { name: manifest.name.as_str().into(), version: manifest.version.as_str().into(), digest };
-        Self { identity: Arc::new(identity), origin, manifest, settings, home, hung: Arc::default() }
+        let found_at = Mutex::new(found_at);
+        Self { identity: Arc::new(identity), origin, found_at, manifest, settings, home, hung: Arc::default() }
     }
 
     /// Name and version.
@@ -107,6 +110,21 @@ impl Plugin {
     #[must_use]
     pub fn origin(&self) -> &Origin {
         &self.origin
+    }
+
+    /// Notes where its bytes were found.
+    pub(super) fn was_found_at(&self, path: &Path) {
+        *self.found_at() = Some(path.to_owned());
+    }
+
+    /// Whether its bytes were found there last.
+    pub(super) fn is_at(&self, path: &Path) -> bool {
+        self.found_at().as_deref() == Some(path)
+    }
+
+    fn found_at(&self) -> MutexGuard<'_, Option<PathBuf>> {
+        // Nothing panics while the lock is held.
+        self.found_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The SHA-256 of its library; `None` for a plugin that is linked in.

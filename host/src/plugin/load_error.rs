@@ -55,6 +55,15 @@ pub enum LoadErrorKind {
         /// The plugin that provides it already.
         first: String,
     },
+    /// A task of this name is the application's, or a command of the operator's.
+    #[error(
+        "it provides the task {task}, which the application or `[tasks.{task}] command` provides; give one of them another name, or \
+         disable the plugin with [plugins.NAME] enabled = false"
+    )]
+    OwnTask {
+        /// The task.
+        task: String,
+    },
     /// The library cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -130,7 +139,7 @@ impl LoadErrorKind {
             Self::Manifest(ManifestError::Abi { .. }) => "abi",
             Self::Manifest(_) => "manifest",
             Self::NameTaken { .. } => "name-taken",
-            Self::TaskTaken { .. } => "task-taken",
+            Self::TaskTaken { .. } | Self::OwnTask { .. } => "task-taken",
             Self::Open(_) => "open",
             Self::Elf(error) => error.code(),
             Self::Trust(error) => error.code(),

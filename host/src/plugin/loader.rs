@@ -1,7 +1,7 @@
 //! Takes candidates through the stages: read, manifest, static check, trust, probe, and what `bring_up` does. Every
 //! candidate ends in a report; one that is refused never stops the others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -53,6 +53,8 @@ pub struct LoadPolicy {
     pub watch: Arc<StartWatch>,
     /// Whom to trust.
     pub trust: TrustPolicy,
+    /// Tasks that no plugin may provide, since the application or the operator does.
+    pub own_tasks: BTreeSet<String>,
 }
 
 /// Loads plugins by the operator's settings.
@@ -169,8 +171,10 @@ impl Loader<'_> {
         check_name(manifest, &loaded.plugins)?;
         if let Some(running) = loaded.running(inspected.digest()) {
             report.trust = Some(inspected.judge(trust, settings.trust)?);
+            running.was_found_at(&report.path);
             return Ok(Some(Arc::clone(running)));
         }
+        self.check_own_tasks(manifest)?;
         check_tasks(manifest, loaded.plugins.iter().chain(loaded.not_replaced_by(manifest, &report.path)))?;
         elf::check(inspected.bytes())?;
         report.trust = Some(inspected.judge(trust, settings.trust)?);
@@ -209,13 +213,31 @@ impl Loader<'_> {
     /// Keeps out what ended an earlier host.
     fn quarantine_culprits(&self) {
         let verdicts = Verdicts::new(&self.policy.state_dir);
-        for Record { plugin, path, digest, cause } in culprit::take_records(&self.policy.state_dir) {
+        let records = culprit::records(&self.policy.state_dir);
+        if records.is_empty() {
+            return;
+        }
+        let mut heeded = true;
+        for Record { plugin, path, digest, cause } in records {
             let cause = cause.unwrap_or_else(|| "no cause is on record".to_owned());
             let evidence = format!("the host ended ({cause}) while it ran code of this plugin");
             let subject = Subject { digest, path, plugin };
             if let Err(error) = verdicts.quarantine(&subject, QuarantineKind::KilledTheHost, evidence) {
                 tracing::error!("{}", chain(&error));
+                heeded = false;
             }
+        }
+        // What could not be written down is needed at the next start.
+        if heeded {
+            culprit::forget_records(&self.policy.state_dir);
+        }
+    }
+
+    /// What the application and the operator provide is theirs.
+    pub(super) fn check_own_tasks(&self, manifest: &Manifest) -> Result<(), LoadErrorKind> {
+        match manifest.tasks.iter().find(|task| self.policy.own_tasks.contains(&task.name)) {
+            Some(task) => Err(LoadErrorKind::OwnTask { task: task.name.clone() }),
+            None => Ok(()),
         }
     }
 

@@ -66,7 +66,7 @@ pub(super) fn probe(
     // The process comes up meanwhile: noting this so that a power cut does not lose it takes a disk as long.
     verdicts.begin(subject)?;
     let probed = guest.hand_over(library, &start, deadline).and_then(|()| {
-        let mut report = guest.report(deadline)?;
+        let mut report = guest.report(deadline, |_| {})?;
         if report.sandbox != SandboxLevel::Full {
             tracing::info!(path = %shown(&subject.path), sandbox = ?report.sandbox, "this kernel does not enforce the probe's whole sandbox");
         }

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::bytes::Digest;
-use super::instance::{Origin, Plugin};
+use super::instance::Plugin;
 use super::loader::Loaded;
 use super::manifest::Manifest;
 use super::registry;
@@ -34,29 +34,25 @@ impl Loaded {
         manifest: &'a Manifest,
         path: &'a Path,
     ) -> impl Iterator<Item = &'a Arc<Plugin>> + Clone {
-        self.before.iter().filter(move |plugin| plugin.name() != manifest.name && !is_from(plugin, path))
+        self.before.iter().filter(move |plugin| plugin.name() != manifest.name && !plugin.is_at(path))
     }
 
     /// Notes a plugin that runs, from the file at `path`.
     pub(super) fn take_in(&mut self, plugin: Arc<Plugin>, path: &Path) {
-        self.before.retain(|old| old.name() != plugin.name() && !is_from(old, path));
+        self.before.retain(|old| old.name() != plugin.name() && !old.is_at(path));
         self.plugins.push(plugin);
     }
 
     /// Once every file had its turn: a plugin whose file, or whose new version, was refused goes on as it was.
     pub(super) fn keep_what_was_refused(&mut self) {
         for plugin in std::mem::take(&mut self.before) {
-            let of_it = |report: &&super::LoadReport| is_from(&plugin, &report.path) || report.name() == Some(plugin.name());
+            let of_it = |report: &&super::LoadReport| plugin.is_at(&report.path) || report.name() == Some(plugin.name());
             if self.reports.iter().filter(of_it).any(|report| report.state == LoadState::Refused) {
                 tracing::warn!("plugin {} goes on: what was to replace it was refused", plugin.identity());
                 self.plugins.push(plugin);
             }
         }
     }
-}
-
-fn is_from(plugin: &Plugin, path: &Path) -> bool {
-    matches!(plugin.origin(), Origin::Library { path: of_plugin, .. } if of_plugin == path)
 }
 
 /// The first pause between two looks whether a plugin is still in use; each is twice as long as the one before.

@@ -115,6 +115,12 @@ impl LoadReport {
         self.manifest.as_ref().map(|manifest| manifest.name.as_str())
     }
 
+    /// Whether it is not loaded, and might provide this task if it were: it says so, or nobody could read what it says.
+    pub(crate) fn may_provide(&self, task: &str) -> bool {
+        let provides = |manifest: &Manifest| manifest.tasks.iter().any(|entry| entry.name == task);
+        matches!(self.state, LoadState::Refused | LoadState::Disabled) && self.manifest.as_ref().is_none_or(provides)
+    }
+
     /// Why it was refused, as one line: the error and all its causes.
     #[must_use]
     pub fn reason(&self) -> Option<String> {

@@ -1,7 +1,8 @@
-//! A plugin that hangs in `create` or `start` in this process: nobody can end it, so the host's start ends, with its name, and the
+//! A plugin that hangs while it is loaded, or in `create` or `start`, in this process: nobody can end it, so the host's start ends, with its name, and the
 //! next start keeps it out.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,16 @@ struct Starting {
     subject: Option<Subject>,
     since: Instant,
     deadline: Duration,
+    step: Step,
+}
+
+/// What a plugin may hang in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// `dlopen`: while it lasts, the dynamic linker loads nothing else in this process.
+    Load,
+    /// `create` or `start`.
+    Start,
 }
 
 /// A plugin that is late.
@@ -30,6 +41,8 @@ pub struct Late {
     pub plugin: String,
     /// Its deadline.
     pub deadline: Duration,
+    /// In what it hangs.
+    pub step: Step,
     /// Whether its bytes are in quarantine now.
     pub quarantined: bool,
 }
@@ -41,6 +54,16 @@ pub(crate) enum Unfinished {
     Hangs(Late),
     /// It ended without a word.
     Lost(String),
+}
+
+/// Whether a library holds the dynamic linker of this process for ever.
+static LINKER_IS_HELD: AtomicBool = AtomicBool::new(false);
+
+/// Whether a library hangs in this process while it is loaded. It holds the dynamic linker then, for which a process that ends as
+/// usual waits: such a process has to end [at once](super::fatal::end_at_once).
+#[must_use]
+pub fn linker_is_held() -> bool {
+    LINKER_IS_HELD.load(Ordering::Relaxed)
 }
 
 /// How often it is looked whether a plugin is late.
@@ -70,25 +93,32 @@ impl StartWatch {
     }
 
     /// A plugin begins; it has ended when the value is dropped.
-    pub(super) fn begin(&self, plugin: &str, subject: Option<Subject>, deadline: Duration) -> impl Drop {
+    pub(super) fn begin(&self, plugin: &str, subject: Option<Subject>, deadline: Duration, step: Step) -> impl Drop {
         struct Ended<'a>(&'a StartWatch);
         impl Drop for Ended<'_> {
             fn drop(&mut self) {
                 *self.0.starting() = None;
             }
         }
-        *self.starting() = Some(Starting { plugin: plugin.to_owned(), subject, since: Instant::now(), deadline });
+        *self.starting() = Some(Starting { plugin: plugin.to_owned(), subject, since: Instant::now(), deadline, step });
         Ended(self)
     }
 
     /// Who is late, if anybody; its bytes go into quarantine.
     fn late(&self, state_dir: &Path) -> Option<Late> {
         let starting = self.starting();
-        let Starting { plugin, subject, since, deadline } = starting.as_ref()?;
+        let Starting { plugin, subject, since, deadline, step } = starting.as_ref()?;
         if since.elapsed() < *deadline {
             return None;
         }
-        let evidence = format!("its create or start did not end within {} s in the host", deadline.as_secs_f64());
+        let what = match step {
+            Step::Load => {
+                LINKER_IS_HELD.store(true, Ordering::Relaxed);
+                "loading it"
+            }
+            Step::Start => "its create or start",
+        };
+        let evidence = format!("{what} did not end within {} s in the host", deadline.as_secs_f64());
         let quarantine = |subject| Verdicts::new(state_dir).quarantine(subject, QuarantineKind::TimeOut, evidence.clone());
         let quarantined = subject.as_ref().is_some_and(|subject| match quarantine(subject) {
             Ok(_) => true,
@@ -97,6 +127,6 @@ impl StartWatch {
                 false
             }
         });
-        Some(Late { plugin: plugin.clone(), deadline: *deadline, quarantined })
+        Some(Late { plugin: plugin.clone(), deadline: *deadline, step: *step, quarantined })
     }
 }

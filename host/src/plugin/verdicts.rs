@@ -134,19 +134,30 @@ struct ProcessMark {
     started: u64,
     /// `/proc/sys/kernel/random/boot_id`.
     boot: String,
+    /// `/proc/self/ns/pid`: in whose numbering. Another container's processes cannot be seen from here.
+    #[serde(default)]
+    namespace: PathBuf,
 }
 
 impl ProcessMark {
+    /// This process, or another one that can be seen from here.
     fn of(pid: u32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // The second field is a name in parentheses that may hold anything, so counting begins behind it.
         let started = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
-        Some(Self { pid, started, boot })
+        let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+        Some(Self { pid, started, boot, namespace })
     }
 
-    fn is_alive(&self) -> bool {
-        Self::of(self.pid).is_some_and(|now| now == *self)
+    /// Whether it is known to have ended.
+    fn has_ended(&self) -> bool {
+        match Self::of(std::process::id()) {
+            // Its machine went down since, or it is another machine's.
+            Some(this) if this.boot != self.boot => true,
+            Some(this) if !self.namespace.as_os_str().is_empty() && this.namespace != self.namespace => false,
+            _ => Self::of(self.pid).is_none_or(|now| now.started != self.started),
+        }
     }
 }
 
@@ -189,7 +200,7 @@ impl Verdicts {
             (State::Quarantined, Some(quarantined)) => Verdict::Quarantined(Box::new(quarantined)),
             (State::Good, _) if entry.host == this_host() => Verdict::Good { side_effects: entry.side_effects },
             // Somebody else is at it right now; this host asks for itself.
-            (State::Probing, _) if entry.process.as_ref().is_some_and(ProcessMark::is_alive) => Verdict::Unknown,
+            (State::Probing, _) if entry.process.as_ref().is_some_and(|process| !process.has_ended()) => Verdict::Unknown,
             (State::Probing, before) => Verdict::Quarantined(Box::new(quarantined(
                 &entry.subject,
                 QuarantineKind::Unfinished,
@@ -232,6 +243,16 @@ impl Verdicts {
         let _ = fs::remove_file(self.file(&subject.digest));
     }
 
+    /// Forgets what this process noted as under probe, and will not end.
+    pub(crate) fn give_up_probes(&self) {
+        let Some(this) = ProcessMark::of(std::process::id()) else { return };
+        for entry in self.files().iter().filter_map(|path| self.read(path)) {
+            if entry.state == State::Probing && entry.process.as_ref() == Some(&this) {
+                self.forget(&entry.subject);
+            }
+        }
+    }
+
     /// Quarantines the bytes.
     pub(super) fn quarantine(
         &self,
@@ -268,16 +289,20 @@ impl Verdicts {
         found
     }
 
-    /// Lifts the quarantine of bytes whose digest begins with `which`, or whose plugin has this name; of all, without one. Gives
-    /// what was lifted.
+    /// Lifts the quarantine of the plugin of this name, or else of the bytes whose digest begins with `which`, at least eight digits of
+    /// it; of all, without one. Gives what was lifted.
     ///
     /// # Errors
     ///
     /// [`VerdictError`] when a file cannot be removed.
     pub fn clear(&self, which: Option<&str>) -> Result<Vec<Quarantined>, VerdictError> {
-        let wanted =
-            |entry: &Quarantined| which.is_none_or(|which| entry.plugin == which || entry.digest.to_string().starts_with(which));
-        let found: Vec<Quarantined> = self.quarantined().into_iter().filter(wanted).collect();
+        const LEAST_DIGITS: usize = 8;
+        let mut found = self.quarantined();
+        if let Some(which) = which {
+            let is_named = found.iter().any(|entry| entry.plugin == which);
+            let begins = |entry: &Quarantined| which.len() >= LEAST_DIGITS && entry.digest.to_string().starts_with(which);
+            found.retain(|entry| if is_named { entry.plugin == which } else { begins(entry) });
+        }
         for entry in &found {
             let path = self.file(&entry.digest);
             fs::remove_file(&path).map_err(|source| VerdictError { path, source })?;
@@ -311,7 +336,10 @@ impl Verdicts {
         let failed = |source| VerdictError { path: path.clone(), source };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.directory).map_err(failed)?;
         let json = serde_json::to_vec(&entry).map_err(|error| failed(error.into()))?;
-        let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+        // Processes of several containers may have the same number. No random number: a thread's first one waits for the dynamic
+        // linker, which the library that is to be quarantined may hold.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos());
+        let temporary = path.with_extension(format!("{}.{now}.tmp", std::process::id()));
         let write = || -> std::io::Result<()> {
             // The owner's alone, whatever the umask: a verdict that others may write to is not believed when it is read.
             let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
@@ -362,5 +390,59 @@ fn quarantined(subject: &Subject, kind: QuarantineKind, evidence: String, before
         evidence,
         since,
         count: before.saturating_add(1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn subject(plugin: &str, digit: &str) -> Subject {
+        let digest = serde_json::from_value(digit.repeat(64).into()).expect("a digest");
+        Subject { digest, path: format!("/plugins/lib{plugin}.so").into(), plugin: plugin.to_owned() }
+    }
+
+    #[test]
+    fn a_quarantine_is_lifted_by_a_whole_name_or_by_eight_digits_of_the_digest() {
+        let state = tempfile::tempdir().expect("a directory");
+        let verdicts = Verdicts::new(state.path());
+        let quarantine = |plugin, digit| {
+            verdicts.quarantine(&subject(plugin, digit), QuarantineKind::Crash, "it crashed".to_owned()).expect("room");
+        };
+        quarantine("a", "b");
+        quarantine("bbbbbbbb", "a");
+        let lifted = |which| {
+            let found = verdicts.clear(Some(which)).expect("our own files");
+            found.into_iter().map(|entry| entry.plugin).collect::<Vec<_>>()
+        };
+        for nobody in ["", "b", "bbbbbbb", "aaaaaaa", "A"] {
+            assert_eq!(lifted(nobody), Vec::<String>::new(), "{nobody:?}");
+        }
+        assert_eq!(lifted("bbbbbbbb"), ["bbbbbbbb"], "a name comes before a digest");
+        assert_eq!(lifted("bbbbbbbb"), ["a"]);
+    }
+
+    #[test]
+    fn a_probe_is_given_up_by_who_began_it_and_is_nobodys_failure_while_its_process_may_live() {
+        let state = tempfile::tempdir().expect("a directory");
+        let (verdicts, subject) = (Verdicts::new(state.path()), subject("a", "c"));
+        let unfinished = |verdict| matches!(verdict, Verdict::Quarantined(entry) if entry.kind == QuarantineKind::Unfinished);
+        let by = |change: &dyn Fn(&mut ProcessMark)| {
+            verdicts.begin(&subject).expect("room");
+            let mut entry = verdicts.read(&verdicts.file(&subject.digest)).expect("it was written");
+            change(entry.process.as_mut().expect("this process"));
+            verdicts.write(entry).expect("room");
+            verdicts.look(&subject.digest)
+        };
+        assert!(matches!(by(&|_| {}), Verdict::Unknown), "this process is at it");
+        assert!(unfinished(by(&|process| process.started += 1)), "it has ended");
+        assert!(unfinished(by(&|process| process.boot = "another".to_owned())), "the machine went down");
+        let of_a_container = |process: &mut ProcessMark| (process.started, process.namespace) = (1, "pid:[1]".into());
+        assert!(matches!(by(&of_a_container), Verdict::Unknown), "nobody here can tell");
+        verdicts.give_up_probes();
+        assert!(verdicts.file(&subject.digest).exists(), "it is another process'");
+        by(&|_| {});
+        verdicts.give_up_probes();
+        assert!(!verdicts.file(&subject.digest).exists());
     }
 }

@@ -141,8 +141,8 @@ impl TaskRegistry {
         }
     }
 
-    /// Adds what plugins provide and what the operator declared, and applies the operator's limits. In safe mode, limits of
-    /// unknown tasks are no error.
+    /// Adds what plugins provide and what the operator declared, and applies the operator's limits. `may_be_missing` says of a task that
+    /// nobody provides whether a plugin that is not there may be the one: then its limits are no error.
     ///
     /// # Errors
     ///
@@ -152,7 +152,7 @@ impl TaskRegistry {
         plugins: &Registry,
         settings: &BTreeMap<String, TaskSettings>,
         state_dir: &Path,
-        safe_mode: bool,
+        may_be_missing: impl Fn(&str) -> bool,
     ) -> Result<Self, TaskRegistryError> {
         for (name, settings) in settings {
             if let Some(words) = &settings.command {
@@ -171,11 +171,14 @@ impl TaskRegistry {
             }
         }
         let completed = self.with_plugins(plugins, settings, state_dir)?;
-        // A plugin that is not loaded may be the one that provides it.
-        match settings.keys().find(|name| !safe_mode && completed.get(name).is_none()) {
-            Some(unknown) => Err(TaskRegistryError::Unknown { task: unknown.clone(), hint: completed.nearest(unknown) }),
-            None => Ok(completed),
+        for name in settings.keys().filter(|name| completed.get(name).is_none()) {
+            let hint = completed.nearest(name);
+            if !may_be_missing(name) {
+                return Err(TaskRegistryError::Unknown { task: name.clone(), hint });
+            }
+            tracing::warn!("[tasks.{name}]: nobody provides this task now; a plugin that is not loaded may be the one{hint}");
         }
+        Ok(completed)
     }
 
     /// The same tasks of the application and of the operator, with what these plugins provide instead of what others did.

@@ -28,6 +28,7 @@ pub(crate) fn run(seed: &Seed, count: usize, mut random: Random, directory: &Pat
         probe_deadline: deadline,
         trust: TrustPolicy::default(),
         watch: Arc::default(),
+        own_tasks: Default::default(),
     };
     let isolated =
         PluginSettings { isolation: Isolation::Process, deadline, start_deadline: deadline, ..PluginSettings::default() };

@@ -80,6 +80,7 @@ fn run() -> ! {
 }
 
 fn serve() -> Result<(), String> {
+    close_what_was_inherited();
     let mut socket = take_socket().map_err(|error| format!("no socket on standard input: {error}"))?;
     // Version and ABI: a verdict of another version would say nothing about this one.
     socket.write_all(&frame::encode(Kind::Hello, 0, &[this_host().as_bytes()])).map_err(|error| format!("no host: {error}"))?;
@@ -105,6 +106,14 @@ fn serve() -> Result<(), String> {
         // Ends as a program ends, static destructors and all: a crash in them is the host's to see.
         None => Ok(()),
     }
+}
+
+/// Closes every descriptor but the standard streams: what the host, or C code in it, opened without close-on-exec is not this plugin's.
+fn close_what_was_inherited() {
+    #[expect(unsafe_code, reason = "close_range has no safe form")]
+    // SAFETY: this is the first thing that this process does; whatever is open from 3 on, nobody in it has it. A kernel without the call
+    // leaves them open, as it would be without this.
+    let _ = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
 }
 
 /// Moves the socket away from standard input, where a plugin would find it.

@@ -16,7 +16,7 @@ use super::frame::{self, Frame, FrameError, Kind};
 use crate::plugin::verdicts::this_host;
 use crate::shown::shown;
 
-use super::guest::{GUEST_ARGUMENT, Report, Start};
+use super::guest::{GUEST_ARGUMENT, Purpose, Report, Start};
 
 /// A running guest. Dropping it kills its whole process group.
 #[derive(Debug)]
@@ -97,6 +97,12 @@ impl Guest {
         let child = command
             .spawn()
             .map_err(|error| GuestError::Spawn { program: shown(program).to_string(), reason: error.to_string() })?;
+        if start.purpose == Purpose::Serve {
+            // Nobody reads what it prints before it has reported; whoever prints more than there is room for waits.
+            const ROOM: usize = 1 << 20;
+            let _ = child.stdout.as_ref().map(|pipe| rustix::pipe::fcntl_setpipe_size(pipe, ROOM));
+            let _ = child.stderr.as_ref().map(|pipe| rustix::pipe::fcntl_setpipe_size(pipe, ROOM));
+        }
         // The command keeps the guest's end of the socket open until it is dropped, and with it the end of the stream hidden.
         drop(command);
         Ok(Self { child, socket: ours, nonce: start.nonce.clone(), program: shown(program).to_string(), reaped: false })
@@ -143,16 +149,17 @@ impl Guest {
         if found == expected { Ok(()) } else { Err(format!("it is {:?}, this host is {expected}", excerpt())) }
     }
 
-    /// Waits for the guest's report.
+    /// Waits for the guest's report; what it logs before goes to `logged`.
     ///
     /// # Errors
     ///
     /// [`GuestError`]; the guest is dead by then.
-    pub(crate) fn report(&mut self, deadline: Duration) -> Result<Report, GuestError> {
+    pub(crate) fn report(&mut self, deadline: Duration, mut logged: impl FnMut(&[u8])) -> Result<Report, GuestError> {
         let until = Instant::now() + deadline;
         let frame = loop {
             match self.next_frame(until) {
                 Ok(frame) if frame.kind == Kind::Report => break frame,
+                Ok(frame) if frame.kind == Kind::Log => logged(&frame.payload),
                 Ok(_) => {}
                 Err(FrameError::Stream(error)) if is_late(&error) => {
                     self.kill();

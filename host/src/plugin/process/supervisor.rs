@@ -13,10 +13,12 @@ use qtasks_plugin_api::manifest::Mode;
 use super::connection::{Connection, GRACE, STOP, blocking};
 use super::frame::{self, Kind};
 use super::guest::Start;
+use super::output::{LineLimit, log_line};
 use super::sandbox::SandboxLevel;
 use super::spawn::{Guest, GuestError, nonce};
 use crate::plugin::bytes::SealedLibrary;
 use crate::plugin::outcome::{CRASH_ERROR, DEADLINE_ERROR, Outcome, TRIPPED_ERROR, failed};
+use crate::plugin::services::TracingServices;
 use crate::plugin::verdicts::{QuarantineKind, Subject, Verdicts};
 use crate::shown::chain;
 
@@ -59,7 +61,12 @@ impl Recipe {
         let start = Start { nonce: nonce(), ..self.start.clone() };
         let mut guest = Guest::spawn(&self.program, &start)?;
         guest.hand_over(self.library.file().as_fd(), &start, self.deadline)?;
-        let report = guest.report(self.deadline)?;
+        let (services, mut limit) = (TracingServices::new(self.start.init.plugin.as_str().into()), LineLimit::default());
+        let report = guest.report(self.deadline, |line| {
+            if limit.take(&services) {
+                log_line(line, &services);
+            }
+        })?;
         if !report.side_effects.is_empty() {
             tracing::warn!(plugin = %self.start.init.plugin, "loading the library had side effects: {}", report.side_effects.join("; "));
         }

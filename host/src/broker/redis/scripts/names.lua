@@ -108,6 +108,7 @@ end
 local function place_of(uuid, item)
     if redis.call('ZSCORE', delayed, item) then return item, delayed end
     if redis.call('ZSCORE', process, item) then return item, process end
+    if redis.call('LPOS', queue, item) then return item, queue end
     -- The record may have been changed since it was queued.
     local lists = {[queue] = 'LRANGE', [delayed] = 'ZRANGE', [process] = 'ZRANGE'}
     for key, command in pairs(lists) do
