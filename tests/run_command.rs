@@ -143,6 +143,10 @@ fn what_a_plugin_logs_in_any_of_three_ways_is_in_the_log_under_its_name() {
     }
     let line = ended.stderr.lines().find(|line| line.contains("from tracing")).expect("found above");
     assert_says(line, &["answer", "42", "logs_everything"]);
+    // In a process of its own nobody reads what it says before it has started, and it is told all the same.
+    let place = place(&["scripted", "logs_everything"]);
+    let ended = Host::run(&place).set("plugins.logs-everything.isolation = 'process'").with_input(RAISE).expect_code(1);
+    assert_says(&ended.stderr, &["from create", "from its output", "from log"]);
 }
 
 #[test]

@@ -39,6 +39,7 @@ faults! {
     stopped_during_a_call: "the application is stopped while a call runs on another thread" => "the call ends with its answer";
     dropped_during_a_call: "the application is dropped while a call runs on another thread" => "the call ends with its answer";
     sigterm_while_it_probes: "a worker gets SIGTERM while it probes at its start" => "it ends once the probe has; nothing is in quarantine";
+    sigterm_while_run_probes: "`run` gets SIGTERM while it probes at its start" => "it ends once the probe has, or at a second signal; no library is quarantined for it";
     sigterm_while_it_replaces: "a worker gets SIGTERM while it probes a new version" => "it ends once the probe has; nothing is in quarantine";
     killed_while_it_writes_verdicts: "the host is killed while it writes verdicts" => "each is whole, or not there; what was being probed is quarantined as `unfinished`";
 }
@@ -376,6 +377,28 @@ fn sigterm_while_it_probes() {
     let kinds: Vec<_> = quarantine(&project.place).iter().map(|entry| entry["kind"].clone()).collect();
     assert_eq!(kinds, ["time-out"]);
     assert!(held.is_let_go_within(0), "the guest is gone");
+}
+
+fn sigterm_while_run_probes() {
+    for second in [None, Some(Signal::INT)] {
+        let place = Place::new();
+        for plugin in ["constructor_sleeps_for_ever", "documented_example"] {
+            place.copy(plugin);
+        }
+        let held = Held::new(&place);
+        let tasks = place.write("tasks.jsonl", RAISE);
+        let command = run(&place).env("HOME", place.root()).args(["--probe-deadline", "2"]).arg(tasks);
+        let mut running = Worker::begin(command);
+        held.wait_until_taken();
+        running.signal(Signal::TERM);
+        running.read_until("SIGTERM: stopping once it has started; another signal stops at once");
+        second.inspect(|signal| running.signal(*signal));
+        assert_eq!(running.end().0.code(), Some(130));
+        let kinds: Vec<_> = quarantine(&place).iter().map(|entry| entry["kind"].clone()).collect();
+        // It did hang, where anybody waited for it.
+        assert_eq!(kinds, if second.is_some() { Vec::new() } else { vec![json!("time-out")] });
+        assert!(held.is_let_go_within(60), "the guest is gone");
+    }
 }
 
 fn sigterm_while_it_replaces() {
