@@ -243,7 +243,8 @@ fn what_was_unreadable_is_not_run_with_arguments_that_nobody_gave() {
     bad.push(&interop);
     let worker = project.start(&[MIRROR]);
     let uuid = bad.uuid.to_string();
-    assert_eq!(project.wait(&uuid)["status"], "error");
+    // Before that it is no record that a client could read.
+    interop.server.wait_for(&["HGET", &key(&uuid), "status"], Some("error".to_owned()));
     for command in [["task", "retry"].as_slice(), &["task", "dead-letter", "requeue"]] {
         let words = [command, &[&uuid]].concat();
         assert_eq!(project.json(&words, 6)["requeue"], "unreadable");

@@ -1,5 +1,5 @@
-//! A plugin that hangs while it is loaded, or in `create` or `start`, in this process: nobody can end it, so the host's start ends, with its name, and the
-//! next start keeps it out.
+//! A plugin that hangs while it is loaded, or in `create` or `start`, in this process: nobody can end it, so the host's start ends,
+//! with its name, and the next start keeps it out.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
