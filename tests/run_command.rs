@@ -357,6 +357,16 @@ fn an_interrupt_finishes_what_runs_and_begins_nothing_more() {
     assert_says(&String::from_utf8_lossy(&output.stderr), &["1 task: 1 success"]);
 }
 
+/// A run replaces no plugins, so it has no use of SIGHUP, and ends with its terminal.
+#[test]
+fn a_hangup_ends_a_run_as_the_system_has_it() {
+    let place = place(&[]);
+    let mut child = busy_host(&place);
+    kill_process(Pid::from_child(&child), Signal::HUP).expect("the child is ours");
+    assert_eq!(child.wait().expect("the host ends").signal(), Some(Signal::HUP.as_raw()));
+    std::fs::write(place.path("go_on"), "go\n").expect("the command reads");
+}
+
 #[test]
 fn a_second_interrupt_ends_at_once() {
     let place = place(&[]);

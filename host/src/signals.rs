@@ -26,13 +26,17 @@ impl Signals {
     /// Catches them. Needs a tokio runtime around it.
     #[must_use]
     pub fn catch() -> Self {
-        let catch = |kind| {
-            signal(kind).inspect_err(|error| tracing::warn!("signals cannot be caught, they end this process: {error}")).ok()
-        };
+        Self { hangup: caught_from_now_on(SignalKind::hangup()), ..Self::catch_stops() }
+    }
+
+    /// Catches those that ask to stop, and leaves SIGHUP as the system has it: where no plugin is replaced, it ends the process with its
+    /// terminal.
+    #[must_use]
+    pub fn catch_stops() -> Self {
         Self {
-            terminate: catch(SignalKind::terminate()),
-            interrupt: catch(SignalKind::interrupt()),
-            hangup: catch(SignalKind::hangup()),
+            terminate: caught_from_now_on(SignalKind::terminate()),
+            interrupt: caught_from_now_on(SignalKind::interrupt()),
+            hangup: None,
             told: false,
             last: None,
         }
@@ -84,6 +88,10 @@ fn counts(last: &mut Option<Counted>, next: Counted) -> bool {
         *last = Some(next);
     }
     counts
+}
+
+fn caught_from_now_on(kind: SignalKind) -> Option<Signal> {
+    signal(kind).inspect_err(|error| tracing::warn!("signals cannot be caught, they end this process: {error}")).ok()
 }
 
 /// Waits for a signal; for ever where it cannot be caught.

@@ -79,7 +79,7 @@ pub(super) fn run(arguments: &RunArguments) -> anyhow::Result<ExitStatus> {
 }
 
 async fn run_tasks(app: App, input: Input, bar: &ProgressBar) -> anyhow::Result<ExitStatus> {
-    let mut signals = Signals::catch();
+    let mut signals = Signals::catch_stops();
     let Some(running) = app.start_until_told(&mut signals).await else { return Ok(ExitStatus::Interrupted) };
     let running = running?;
     if signals.has_told() {
