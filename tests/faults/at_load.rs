@@ -14,7 +14,7 @@ faults! {
     constructor_drips: "a constructor writes to the host's socket, a byte now and then" => "killed at the probe's deadline all the same, quarantined as `time-out`";
     constructor_spins: "a constructor spins" => "killed at the probe's deadline, quarantined as `time-out`";
     constructor_deadlocks_the_loader: "a constructor waits for a thread that calls `dlopen`" => "killed at the probe's deadline, quarantined as `time-out`";
-    constructor_prints_a_lot: "a constructor prints 256 MiB" => "it fills its pipe and waits: killed at the probe's deadline, quarantined as `time-out`";
+    constructor_prints_a_lot: "a constructor prints 1 GiB" => "it fills its pipe and waits: killed at the probe's deadline, quarantined as `time-out`";
     constructor_closes_all_descriptors: "a constructor closes every descriptor, the host's socket too" => "quarantined as `crash`";
     constructor_forges_a_report: "a constructor writes a good report to every descriptor" => "quarantined as `crash`: the report lacks the nonce";
     constructor_allocates_without_end: "a constructor allocates without end" => "ended by the probe's limit of memory, quarantined as `crash`";
@@ -24,14 +24,15 @@ faults! {
     constructor_borrows_a_thread: "a constructor makes another thread of its process write a file" => "the sandbox holds for every thread";
     destructor_crashes_at_exit: "an exit handler crashes" => "quarantined as `crash`, at its end";
     destructor_hangs_at_exit: "an exit handler never ends" => "killed, quarantined as `time-out`";
-    constructor_spawns_a_thread: "a constructor leaves a thread" => "warned about, runs";
-    constructor_catches_sigsegv: "a constructor takes over signal handlers" => "warned about where nobody had a handler, runs";
-    constructor_ignores_sigpipe: "a constructor ignores signals" => "warned about, runs";
-    constructor_changes_directory_and_umask: "a constructor changes directory and umask" => "warned about, runs; verdicts keep their mode";
-    constructor_sets_environment: "a constructor sets an environment variable" => "warned about, runs";
-    constructor_lowers_limits: "a constructor lowers a limit" => "warned about, runs";
-    constructor_changes_priority_and_personality: "a constructor changes priority and personality" => "warned about, runs";
-    constructor_prints_a_line: "a constructor prints what looks like a result" => "warned about, runs; in the host's process it is on standard output";
+    constructor_spawns_a_thread: "a constructor leaves a thread" => "quarantined as `side-effect`; runs where the settings admit it, or in a process of its own";
+    constructor_catches_sigsegv: "a constructor takes over signal handlers" => "quarantined as `side-effect`; runs where the settings admit it, or in a process of its own";
+    constructor_ignores_sigpipe: "a constructor ignores signals" => "quarantined as `side-effect`; runs where the settings admit it, or in a process of its own";
+    constructor_changes_directory_and_umask: "a constructor changes directory and umask" => "quarantined as `side-effect`; runs where the settings admit it, or in a process of its own; verdicts keep their mode";
+    constructor_sets_environment: "a constructor sets an environment variable" => "quarantined as `side-effect`; runs where the settings admit it, or in a process of its own";
+    constructor_sets_locale: "a constructor sets the locale" => "quarantined as `side-effect`; runs where the settings admit it, or in a process of its own";
+    constructor_lowers_limits: "a constructor lowers a limit" => "quarantined as `side-effect`; runs where the settings admit it, or in a process of its own";
+    constructor_changes_priority_and_personality: "a constructor changes priority and personality" => "quarantined as `side-effect`; runs where the settings admit it, or in a process of its own";
+    constructor_prints_a_line: "a constructor prints what looks like a result" => "quarantined as `side-effect`; runs where the settings admit it, or in a process of its own; where it is admitted, it is on standard output";
     directory_changed_under_relative_paths: "a constructor changes directory, and the host's directories are relative" => "the libraries after it are found all the same";
     the_host_dies_while_it_probes: "the host is killed while it probes" => "the guest ends with it; the next start quarantines the library as `unfinished`";
 }
@@ -129,31 +130,49 @@ fn destructor_hangs_at_exit() {
     harmful("destructor_hangs_at_exit", "time-out", &["its process did not end within 1 s after it reported and was killed"]);
 }
 
-/// The library runs, and the log says what loading it changes.
+/// Harm to a host, unless the operator admits it; in a process of its own, it is that process which is changed.
 fn changes(plugin: &str, said: &[&str]) {
+    harmful(plugin, "side-effect", said);
     let place = beside_good_ones(plugin);
-    let ended = answered(run(&place).with_input(RAISE));
-    assert!(!ended.stderr.contains("plugin refused"), "{}", ended.stderr);
-    let line = ended.stderr.lines().find(|line| line.contains("loading the library has side effects: "));
-    let line = line.unwrap_or_else(|| panic!("no side effects in:\n{}", ended.stderr));
-    assert_says(line, &[&format!("lib{plugin}.so")]);
-    assert_says(line, said);
-    // Good all the same: the next start knows it, and does not probe again.
-    let again = answered(run(&place).with_input(RAISE));
-    assert!(!again.stderr.contains("plugin refused") && !again.stderr.contains("side effects"), "{}", again.stderr);
+    let name = plugin.replace('_', "-");
+    let admitted = format!("plugins.{name}.side_effects=admit");
+    // Each start says so, whether it probes or knows.
+    for _ in 0..2 {
+        let ended = answered(run(&place).set(&admitted).with_input(RAISE));
+        assert!(!ended.stderr.contains("plugin refused"), "{}", ended.stderr);
+        let line = ended.stderr.lines().find(|line| line.contains("it runs, since `side_effects` is \"admit\""));
+        let line = line.unwrap_or_else(|| panic!("no side effects in:\n{}", ended.stderr));
+        assert_says(line, &[&name]);
+        assert_says(line, said);
+    }
+    let list = |set: &[&str]| {
+        let host = Host::new(&place).args(["plugin", "list", "--plugins"]).arg(place.plugins());
+        let host = host.arg("--state-dir").arg(place.state());
+        set.iter().fold(host, |host, set| host.set(set)).end().stdout
+    };
+    let line = |text: &str| text.lines().find(|line| line.contains(plugin) || line.contains(&name)).map(str::to_owned);
+    assert_says(&line(&list(&[&admitted])).expect("it is listed"), &[&name, "(loading it changes its process: ", said[0]]);
+    assert_says(&line(&list(&[])).expect("it is listed"), &["refused: it is in quarantine", "(side-effect)"]);
+    let isolated = answered(run(&place).set(&format!("plugins.{name}.isolation=process")).with_input(RAISE));
+    assert!(!isolated.stderr.contains("plugin refused"), "{}", isolated.stderr);
+    // No longer admitted, it is what it was, and it is said how to admit it.
+    let said = ["(side-effect)", "`isolation = \"process\"`", "`side_effects = \"admit\"`"];
+    refused(&answered(run(&place).with_input(RAISE)), plugin, "quarantined", &said);
 }
 
 fn constructor_spawns_a_thread() {
     changes("constructor_spawns_a_thread", &["threads: 2 → 3"]);
 }
 
-/// The guest's runtime has a handler for SIGSEGV of its own, so that only the one for SIGTERM is seen as a change.
 fn constructor_catches_sigsegv() {
-    changes("constructor_catches_sigsegv", &["caught signals: "]);
+    changes(
+        "constructor_catches_sigsegv",
+        &["signal 11 (SIGSEGV) has another handler", "signal 15 (SIGTERM) has another handler"],
+    );
 }
 
 fn constructor_ignores_sigpipe() {
-    changes("constructor_ignores_sigpipe", &["ignored signals: "]);
+    changes("constructor_ignores_sigpipe", &["is ignored"]);
 }
 
 fn constructor_changes_directory_and_umask() {
@@ -162,6 +181,10 @@ fn constructor_changes_directory_and_umask() {
 
 fn constructor_sets_environment() {
     changes("constructor_sets_environment", &["environment"]);
+}
+
+fn constructor_sets_locale() {
+    changes("constructor_sets_locale", &["locale: C → "]);
 }
 
 fn constructor_lowers_limits() {
@@ -174,19 +197,21 @@ fn constructor_changes_priority_and_personality() {
 
 /// In the host's process the line comes before the results.
 fn constructor_prints_a_line() {
+    harmful("constructor_prints_a_line", "side-effect", &["output: 21 bytes, which will be among the host's"]);
     let place = beside_good_ones("constructor_prints_a_line");
-    let ended = run(&place).with_input(RAISE).expect_code(0);
+    let ended = run(&place).set("plugins.constructor-prints-a-line.side_effects=admit").with_input(RAISE).expect_code(0);
     let results = ended.results();
     assert_eq!(results.len(), 2, "{}", ended.stdout);
     assert_eq!((&results[0]["task"], &results[1]["returning"]), (&serde_json::Value::Null, &123.into()));
-    let words = "loading the library has side effects: output: 21 bytes, which will be among the host's";
-    assert_says(&ended.stderr, &[words]);
 }
 
 /// The library comes before the good ones in the order of names.
 fn directory_changed_under_relative_paths() {
     let place = beside_good_ones("constructor_changes_directory_and_umask");
-    let host = || Host::new(&place).args(["run", "--plugins", "plugins", "--state-dir", "state"]);
+    let host = || {
+        let host = Host::new(&place).args(["run", "--plugins", "plugins", "--state-dir", "state"]);
+        host.set("plugins.constructor-changes-directory-and-umask.side_effects=admit")
+    };
     for _ in 0..2 {
         let ended = answered(host().with_input(RAISE));
         assert!(!ended.stderr.contains("plugin refused"), "{}", ended.stderr);

@@ -17,6 +17,7 @@ faults! {
     stack_overflow: "a handler overflows its stack" => "`PluginCrashed` naming SIGABRT; the runtime's last words are logged";
     kill_its_group: "a handler kills its own process group" => "`PluginCrashed` naming SIGKILL; the host is in another group";
     memory_balloon: "a handler allocates without end" => "`PluginCrashed` naming SIGABRT, at `memory_mib`";
+    memory_in_a_file: "a handler makes a file that is in memory alone" => "its own error: the sandbox refuses it; `memory_mib` would not see it";
     endless_loop: "a handler never ends, spinning" => "`DeadlineExceeded`; its process is killed";
     sleep_for_ever: "a handler never ends, sleeping" => "`DeadlineExceeded`; its process is killed";
     stops_itself: "a handler raises SIGSTOP" => "`DeadlineExceeded`; its process is killed";
@@ -127,6 +128,17 @@ fn kill_its_group() {
 fn memory_balloon() {
     let stderr = ends("balloon", "PluginCrashed", "the plugin's process was killed by signal 6 (SIGABRT)");
     assert_says(&stderr, &["memory allocation of 16777216 bytes failed"]);
+}
+
+fn memory_in_a_file() {
+    let place = place();
+    for processes in [false, true] {
+        let host = isolated(&place, "hide_memory").set(&format!("plugins.{PLUGIN}.processes={processes}"));
+        for (kind, message) in failures(host.with_input(RAISE), 1) {
+            assert_eq!(kind, "Error", "{message}");
+            assert_says(&message, &["Operation not permitted"]);
+        }
+    }
 }
 
 fn starts_a_process() {

@@ -206,11 +206,12 @@ fn line(report: &LoadReport) -> String {
                 Some(TrustState::Overridden) => " (trust overridden)".to_owned(),
                 Some(trust) => format!(" ({})", trust.name()),
             };
+            let effects = report.side_effects.as_ref().map_or_else(String::new, |effects| format!(" ({})", shown(effects)));
             let handlers = manifest.handlers.iter().map(|handler| handler.trigger.as_str());
             let tasks = manifest.tasks.iter().map(|task| format!("task {}", task.name));
             let provides: Vec<String> = handlers.map(str::to_owned).chain(tasks).collect();
             let (version, provides) = (shown(&manifest.version), provides.join(", "));
-            format!("{} {version}{disabled}{trust}: {}\n", manifest.name, shown(&provides))
+            format!("{} {version}{disabled}{trust}{effects}: {}\n", manifest.name, shown(&provides))
         }
         (None, None) => format!("{file}: nothing is known of it\n"),
     }

@@ -9,7 +9,9 @@ use super::library::OpenError;
 use super::manifest::ManifestError;
 use super::probe::{ProbeError, QuarantinedError};
 use super::process::spawn::GuestError;
+use super::settings::PluginSettings;
 use super::trust::TrustError;
+use super::verdicts::QuarantineKind;
 use crate::shown::shown;
 
 /// A plugin library that was refused.
@@ -129,6 +131,18 @@ pub enum LoadErrorKind {
 }
 
 impl LoadErrorKind {
+    /// What loading changes in a process, if that is all that is wrong, and if these settings admit it.
+    pub(super) fn admitted(self, settings: &PluginSettings) -> Result<String, Self> {
+        match self {
+            Self::Quarantined(QuarantinedError(found)) | Self::Probe(ProbeError::Quarantined(QuarantinedError(found)))
+                if found.kind == QuarantineKind::SideEffect && settings.admits_side_effects() =>
+            {
+                Ok(found.evidence)
+            }
+            refused => Err(refused),
+        }
+    }
+
     /// A stable code for scripts and for the documentation.
     #[must_use]
     pub fn code(&self) -> &'static str {

@@ -20,7 +20,7 @@ use super::manifest::Manifest;
 use super::probe::{self, QuarantinedError};
 use super::read_ahead::{self, ReadLibrary};
 use super::report::{LoadReport, LoadState};
-use super::settings::PluginSettings;
+use super::settings::{Isolation, PluginSettings};
 use super::start_watch::StartWatch;
 use super::trust::{Trust, TrustPolicy};
 use super::verdicts::{QuarantineKind, Subject, Verdict, Verdicts};
@@ -178,7 +178,11 @@ impl Loader<'_> {
         check_tasks(manifest, loaded.plugins.iter().chain(loaded.not_replaced_by(manifest, &report.path)))?;
         elf::check(inspected.bytes())?;
         report.trust = Some(inspected.judge(trust, settings.trust)?);
-        let layout = self.first_load(&inspected)?;
+        let (layout, side_effects) = self.first_load(&inspected, &settings)?;
+        report.side_effects = side_effects;
+        if let (Some(effects), Isolation::InProcess) = (&report.side_effects, settings.isolation) {
+            tracing::warn!(plugin = %manifest.name, "{effects}; it runs, since `side_effects` is \"admit\"");
+        }
         self.bring_up(inspected, settings, layout).map(|plugin| Some(Arc::new(plugin)))
     }
 
@@ -190,24 +194,31 @@ impl Loader<'_> {
     /// [`LoadErrorKind`], the first thing that is wrong.
     pub fn verify(&self, inspected: &Inspected) -> Result<Layout, LoadErrorKind> {
         elf::check(inspected.bytes())?;
-        self.first_load(inspected)
+        let settings = self.settings.get(&inspected.manifest().name).cloned().unwrap_or_default();
+        self.first_load(inspected, &settings).map(|(layout, _)| layout)
     }
 
-    fn first_load(&self, inspected: &Inspected) -> Result<Layout, LoadErrorKind> {
+    /// Also says what loading changes in a process, where the settings admit it.
+    fn first_load(&self, inspected: &Inspected, settings: &PluginSettings) -> Result<(Layout, Option<String>), LoadErrorKind> {
         let verdicts = Verdicts::new(&self.policy.state_dir);
         let subject = inspected.subject();
-        match verdicts.look(&subject.digest) {
-            Verdict::Good { .. } => Ok(Layout::ComparedBefore),
+        let judged = match verdicts.look(&subject.digest) {
+            Verdict::Good => Ok(()),
             Verdict::Quarantined(quarantined) => Err(LoadErrorKind::Quarantined(QuarantinedError(*quarantined))),
-            Verdict::Unknown if !self.policy.probe => Ok(Layout::Compare),
+            Verdict::Unknown if !self.policy.probe => return Ok((Layout::Compare, None)),
             Verdict::Unknown => {
                 let program = self.guest_program()?;
                 let manifest = &inspected.manifest.text;
                 let deadline = self.policy.probe_deadline;
-                probe::probe(program, inspected.bytes.sealed().file().as_fd(), manifest, &subject, &verdicts, deadline)?;
-                Ok(Layout::ComparedBefore)
+                probe::probe(program, inspected.bytes.sealed().file().as_fd(), manifest, &subject, &verdicts, deadline)
+                    .map_err(LoadErrorKind::from)
             }
-        }
+        };
+        let side_effects = match judged {
+            Ok(()) => None,
+            Err(kind) => Some(kind.admitted(settings)?),
+        };
+        Ok((Layout::ComparedBefore, side_effects))
     }
 
     /// Keeps out what ended an earlier host.

@@ -42,17 +42,25 @@ pub enum ProbeError {
 
 /// Bytes in quarantine, as an error.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "{} ({}), seen {} time(s); replace the file, or lift it with `qtasks-host plugin quarantine clear {}`",
-    .0.evidence, .0.kind.name(), .0.count, .0.plugin
-)]
+#[error("{} ({}), seen {} time(s); {}", .0.evidence, .0.kind.name(), .0.count, remedy(.0))]
 pub struct QuarantinedError(pub Quarantined);
+
+/// What the operator can do about it.
+fn remedy(Quarantined { plugin, kind, .. }: &Quarantined) -> String {
+    match kind {
+        QuarantineKind::SideEffect => format!(
+            "replace the file, or set `isolation = \"process\"` under [plugins.{plugin}], where only its own process is changed, or \
+             `side_effects = \"admit\"` there"
+        ),
+        _ => format!("replace the file, or lift it with `qtasks-host plugin quarantine clear {plugin}`"),
+    }
+}
 
 /// Probes the library behind `library`, and writes the verdict down.
 ///
 /// # Errors
 ///
-/// [`ProbeError`], unless the bytes are good.
+/// [`ProbeError`], unless the bytes are good. [`QuarantineKind::SideEffect`] says that nothing else is wrong with them.
 pub(super) fn probe(
     program: &Path,
     library: BorrowedFd<'_>,
@@ -86,12 +94,8 @@ pub(super) fn probe(
         }
     });
     let harm = match probed {
-        Ok(side_effects) => {
-            if !side_effects.is_empty() {
-                tracing::warn!(path = %shown(&subject.path), "loading the library has side effects: {}", side_effects.join("; "));
-            }
-            return Ok(verdicts.good(subject, side_effects)?);
-        }
+        Ok(side_effects) if side_effects.is_empty() => return Ok(verdicts.good(subject)?),
+        Ok(side_effects) => (QuarantineKind::SideEffect, format!("loading it changes its process: {}", side_effects.join("; "))),
         Err(error @ (GuestError::Died { .. } | GuestError::Nonsense(_))) => (QuarantineKind::Crash, error.to_string()),
         Err(error @ (GuestError::Deadline(_) | GuestError::NoEnd(_))) => (QuarantineKind::TimeOut, error.to_string()),
         Err(GuestError::Refused { code, reason }) if code == "manifest-differs" => (QuarantineKind::LyingManifest, reason),

@@ -46,6 +46,9 @@ pub struct LoadReport {
     /// What it is trusted for, where that was asked and not refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trust: Option<TrustState>,
+    /// What loading it changes in a process, where that is known and the operator admits it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub side_effects: Option<String>,
     /// What it declares, where that could be read.
     pub manifest: Option<Manifest>,
     /// Why it was refused: the whole chain of causes, and its code.
@@ -55,7 +58,14 @@ pub struct LoadReport {
 
 impl LoadReport {
     pub(super) fn new(candidate: &Candidate) -> Self {
-        Self { path: candidate.path.clone(), state: LoadState::Refused, trust: None, manifest: None, error: None }
+        Self {
+            path: candidate.path.clone(),
+            state: LoadState::Refused,
+            trust: None,
+            side_effects: None,
+            manifest: None,
+            error: None,
+        }
     }
 
     pub(super) fn refused(&mut self, kind: impl Into<LoadErrorKind>) {
@@ -68,7 +78,7 @@ impl LoadReport {
     pub fn look(candidate: &Candidate, verdicts: Option<&Verdicts>) -> Self {
         Self::of(candidate, Inspected::read(candidate), |inspected, _| {
             elf::check(inspected.bytes())?;
-            look_up(inspected, verdicts)
+            verdicts.map_or(Ok(()), |verdicts| look_up(inspected, verdicts))
         })
     }
 
@@ -82,13 +92,15 @@ impl LoadReport {
         let candidate = found.candidate.clone();
         Self::of(&candidate, Inspected::open(found), |inspected, report| {
             elf::check(inspected.bytes())?;
-            let settings = report.name().and_then(|name| settings.get(name));
+            let settings = report.name().and_then(|name| settings.get(name)).cloned().unwrap_or_default();
             // What is disabled is not loaded, so it takes nobody's trust.
-            if settings.is_none_or(|settings| settings.enabled) {
-                let setting = settings.map(|settings| settings.trust).unwrap_or_default();
-                report.trust = Some(inspected.judge(trust, setting)?);
+            if settings.enabled {
+                report.trust = Some(inspected.judge(trust, settings.trust)?);
             }
-            look_up(inspected, Some(verdicts))
+            if let Err(kind) = look_up(inspected, verdicts) {
+                report.side_effects = Some(kind.admitted(&settings)?);
+            }
+            Ok(())
         })
     }
 
@@ -129,9 +141,9 @@ impl LoadReport {
 }
 
 /// Refuses quarantined bytes.
-fn look_up(inspected: &Inspected, verdicts: Option<&Verdicts>) -> Result<(), LoadErrorKind> {
-    match verdicts.map(|verdicts| verdicts.look(&inspected.digest())) {
-        Some(Verdict::Quarantined(quarantined)) => Err(LoadErrorKind::Quarantined(QuarantinedError(*quarantined))),
+fn look_up(inspected: &Inspected, verdicts: &Verdicts) -> Result<(), LoadErrorKind> {
+    match verdicts.look(&inspected.digest()) {
+        Verdict::Quarantined(quarantined) => Err(LoadErrorKind::Quarantined(QuarantinedError(*quarantined))),
         _ => Ok(()),
     }
 }

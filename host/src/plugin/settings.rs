@@ -25,6 +25,7 @@ use crate::nearest::nearest_trigger;
 /// processes = false                                # whether it may start other processes and programs
 /// start_deadline = 10.0                            # seconds until it must run there
 /// trust = "enforce"                                # or "override": lock file and signature do not hold for it
+/// side_effects = "refuse"                          # or "admit": what loading it changes in the host is accepted
 /// [plugins.fallback.config]                        # the plugin's own
 /// values = { add = 0 }
 /// ```
@@ -55,6 +56,8 @@ pub struct PluginSettings {
     pub start_deadline: Duration,
     /// Whether lock file and signature hold for it.
     pub trust: TrustSetting,
+    /// Whether loading it may change the host's process.
+    pub side_effects: SideEffects,
     /// The plugin's own configuration.
     pub config: toml::Table,
 }
@@ -73,9 +76,29 @@ impl Default for PluginSettings {
             processes: false,
             start_deadline: Duration::from_secs(10),
             trust: TrustSetting::Enforce,
+            side_effects: SideEffects::Refuse,
             config: toml::Table::new(),
         }
     }
+}
+
+impl PluginSettings {
+    /// Whether bytes may run although loading them changes their process. One that is the plugin's own may be changed.
+    pub(super) fn admits_side_effects(&self) -> bool {
+        self.side_effects == SideEffects::Admit || self.isolation == Isolation::Process
+    }
+}
+
+/// What becomes of a library that changes its process by being loaded: threads, descriptors, signal handlers, working directory,
+/// environment, limits, locale, output.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SideEffects {
+    /// It is quarantined, unless it has a process of its own.
+    #[default]
+    Refuse,
+    /// It is loaded all the same, and every start says so.
+    Admit,
 }
 
 /// Where a plugin's code runs.

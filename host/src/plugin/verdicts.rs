@@ -29,6 +29,8 @@ pub enum QuarantineKind {
     Crash,
     /// It was not loaded in time.
     TimeOut,
+    /// Loading it changed the process that it was loaded in: harm to a host, unless the operator admits it.
+    SideEffect,
     /// The library says another manifest when loaded than its file holds.
     LyingManifest,
     /// A probe began and no end is on record: the machine or the host went down with it.
@@ -46,6 +48,7 @@ impl QuarantineKind {
         match self {
             Self::Crash => "crash",
             Self::TimeOut => "time-out",
+            Self::SideEffect => "side-effect",
             Self::LyingManifest => "lying-manifest",
             Self::Unfinished => "unfinished",
             Self::KilledTheHost => "killed-the-host",
@@ -85,10 +88,7 @@ pub enum Verdict {
     /// Nothing that holds for this host.
     Unknown,
     /// Probed by this host, loaded without harm, and the boundary's layout compared.
-    Good {
-        /// What loading changed in the probe's process.
-        side_effects: Vec<String>,
-    },
+    Good,
     /// Refused until somebody lifts it.
     Quarantined(Box<Quarantined>),
 }
@@ -102,8 +102,6 @@ struct Entry {
     /// The process that is at it, for `probing`.
     #[serde(default)]
     process: Option<ProcessMark>,
-    #[serde(default)]
-    side_effects: Vec<String>,
     subject: Subject,
     #[serde(default)]
     quarantined: Option<Quarantined>,
@@ -190,15 +188,21 @@ impl Verdicts {
         Self { directory: state_dir.join("verdicts") }
     }
 
-    /// What is known of these bytes. A quarantine holds for every host version; `good` only for this one.
+    /// What is known of these bytes. A quarantine holds for every host version; `good`, and side effects, only for this one.
     #[must_use]
     pub fn look(&self, digest: &Digest) -> Verdict {
         let Some(entry) = self.read(&self.file(digest)).filter(|entry| entry.subject.digest == *digest) else {
             return Verdict::Unknown;
         };
         match (entry.state, entry.quarantined) {
+            // The one harm that an operator may admit, so the bytes may be loaded: only if this host has probed them.
+            (State::Quarantined, Some(quarantined))
+                if quarantined.kind == QuarantineKind::SideEffect && entry.host != this_host() =>
+            {
+                Verdict::Unknown
+            }
             (State::Quarantined, Some(quarantined)) => Verdict::Quarantined(Box::new(quarantined)),
-            (State::Good, _) if entry.host == this_host() => Verdict::Good { side_effects: entry.side_effects },
+            (State::Good, _) if entry.host == this_host() => Verdict::Good,
             // Somebody else is at it right now; this host asks for itself.
             (State::Probing, _) if entry.process.as_ref().is_some_and(|process| !process.has_ended()) => Verdict::Unknown,
             (State::Probing, before) => Verdict::Quarantined(Box::new(quarantined(
@@ -214,27 +218,12 @@ impl Verdicts {
     /// Notes that a probe begins.
     pub(super) fn begin(&self, subject: &Subject) -> Result<(), VerdictError> {
         let process = ProcessMark::of(std::process::id());
-        self.write(Entry {
-            host: this_host(),
-            state: State::Probing,
-            process,
-            side_effects: Vec::new(),
-            subject: subject.clone(),
-            quarantined: None,
-        })
+        self.write(Entry { host: this_host(), state: State::Probing, process, subject: subject.clone(), quarantined: None })
     }
 
     /// Notes that the bytes are good.
-    pub(super) fn good(&self, subject: &Subject, side_effects: Vec<String>) -> Result<(), VerdictError> {
-        let entry = Entry {
-            host: this_host(),
-            state: State::Good,
-            process: None,
-            side_effects,
-            subject: subject.clone(),
-            quarantined: None,
-        };
-        self.write(entry)
+    pub(super) fn good(&self, subject: &Subject) -> Result<(), VerdictError> {
+        self.write(Entry { host: this_host(), state: State::Good, process: None, subject: subject.clone(), quarantined: None })
     }
 
     /// Forgets the bytes: a probe that could not be held says nothing about them.
@@ -266,7 +255,6 @@ impl Verdicts {
             host: this_host(),
             state: State::Quarantined,
             process: None,
-            side_effects: Vec::new(),
             subject: subject.clone(),
             quarantined: Some(quarantined.clone()),
         })?;
@@ -420,6 +408,21 @@ mod tests {
         }
         assert_eq!(lifted("bbbbbbbb"), ["bbbbbbbb"], "a name comes before a digest");
         assert_eq!(lifted("bbbbbbbb"), ["a"]);
+    }
+
+    /// Other harm was done, whoever saw it; this kind may be admitted, and then this host must have compared the layout.
+    #[test]
+    fn side_effects_are_those_that_this_hosts_probe_saw() {
+        let state = tempfile::tempdir().expect("a directory");
+        let verdicts = Verdicts::new(state.path());
+        for (kind, holds) in [(QuarantineKind::SideEffect, false), (QuarantineKind::Crash, true)] {
+            let subject = subject("a", "d");
+            verdicts.quarantine(&subject, kind, "seen".to_owned()).expect("room");
+            assert!(matches!(verdicts.look(&subject.digest), Verdict::Quarantined(entry) if entry.kind == kind));
+            let entry = verdicts.read(&verdicts.file(&subject.digest)).expect("it was written");
+            verdicts.write(Entry { host: "another".to_owned(), ..entry }).expect("room");
+            assert_eq!(matches!(verdicts.look(&subject.digest), Verdict::Quarantined(_)), holds, "{kind:?}");
+        }
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! The guest's side: gives up what it does not need, loads the one library it was handed, reports, and serves calls.
 
-use std::collections::BTreeMap;
 use std::io::{self, BufReader, IoSliceMut, Read, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -17,10 +16,10 @@ use serde::{Deserialize, Serialize};
 
 use super::frame::{self, Frame, FrameError, Kind};
 use super::sandbox::{self, Limits, SandboxLevel};
+use super::surroundings::Surroundings;
 use crate::plugin::library;
 use crate::plugin::outcome::checked;
 use crate::plugin::verdicts::this_host;
-use crate::shown::shown;
 
 /// The one argument with which the host's executable becomes a guest.
 pub const GUEST_ARGUMENT: &str = "plugin-guest";
@@ -52,7 +51,7 @@ pub(crate) struct Start {
 pub(crate) struct Report {
     pub(crate) nonce: String,
     pub(crate) sandbox: SandboxLevel,
-    /// What loading changed in the process: `threads: 1 → 2`.
+    /// What loading changed in the process: `threads: 2 → 3`.
     pub(crate) side_effects: Vec<String>,
     /// A stable code and the reason.
     pub(crate) refused: Option<(String, String)>,
@@ -306,57 +305,5 @@ impl HostServices for Remote {
 
     fn now(&self) -> SystemTime {
         SystemTime::now()
-    }
-}
-
-/// A file of the kernel's about this process, in one read where that is enough; it makes the file anew for each.
-fn about_this_process(name: &str) -> String {
-    let mut text = String::with_capacity(4096);
-    let read = std::fs::File::open(format!("/proc/self/{name}")).and_then(|mut file| file.read_to_string(&mut text));
-    if read.is_err() {
-        text.clear();
-    }
-    text
-}
-
-/// What a library may change by being loaded, and should not.
-struct Surroundings(BTreeMap<&'static str, String>);
-
-impl Surroundings {
-    fn now() -> Self {
-        let status = about_this_process("status");
-        let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned();
-        let entries = |path| std::fs::read_dir(path).map_or(0, Iterator::count).to_string();
-        let environment: BTreeMap<_, _> = std::env::vars_os().collect();
-        Self(BTreeMap::from([
-            ("threads", entries("/proc/self/task")),
-            ("descriptors", entries("/proc/self/fd")),
-            ("caught signals", line("SigCgt:")),
-            ("ignored signals", line("SigIgn:")),
-            ("blocked signals", line("SigBlk:")),
-            ("umask", line("Umask:")),
-            (
-                "working directory",
-                std::env::current_dir().map_or_else(|error| error.to_string(), |path| shown(&path).to_string()),
-            ),
-            ("environment", format!("{environment:?}")),
-            ("limits", about_this_process("limits")),
-            ("personality", about_this_process("personality").trim().to_owned()),
-            (
-                "priority",
-                rustix::process::getpriority_process(None).map_or_else(|error| error.to_string(), |nice| nice.to_string()),
-            ),
-        ]))
-    }
-
-    fn changes_since(&self) -> Vec<String> {
-        let after = Self::now();
-        let changed = self.0.iter().filter(|(name, before)| after.0.get(*name) != Some(before));
-        changed
-            .map(|(name, before)| match after.0.get(name) {
-                Some(after) if before.len() + after.len() < 120 => format!("{name}: {before} → {after}"),
-                _ => format!("{name} changed"),
-            })
-            .collect()
     }
 }

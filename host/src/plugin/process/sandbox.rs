@@ -32,7 +32,7 @@ pub(crate) struct Limits {
     pub(crate) writable: Option<PathBuf>,
     /// Whether it may open TCP connections.
     pub(crate) network: bool,
-    /// Whether it may start other processes. Threads it may start in any case.
+    /// Whether it may start other processes. Threads it may start in any case; memory outside of its address space, in none.
     pub(crate) processes: bool,
 }
 
@@ -42,7 +42,7 @@ pub(crate) struct Limits {
 pub enum SandboxLevel {
     /// The kernel enforces everything that was asked for.
     Full,
-    /// An older kernel enforces a part: files, but not the network or signals; or not that it starts no processes.
+    /// An older kernel enforces a part: files, but not the network or signals; or not that it starts no processes and hides no memory.
     Partial,
     /// No landlock: only limits and no new privileges.
     Limits,
@@ -65,7 +65,7 @@ pub(crate) fn enter(limits: &Limits) -> Result<SandboxLevel, String> {
     }
     let level = landlock(limits).map_err(|error| format!("landlock: {error}"))?;
     // Last: the filter stays out of the way of what comes before it.
-    let held = limits.processes || start_no_processes();
+    let held = hide_no_memory() && (limits.processes || start_no_processes());
     Ok(if level == SandboxLevel::Full && !held { SandboxLevel::Partial } else { level })
 }
 
@@ -81,13 +81,6 @@ fn lower(resource: Resource, value: u64) -> rustix::io::Result<()> {
 /// Refuses this process the system calls that start another one, or another program. Unlike a limit on their number, which counts
 /// all that the user runs and which root does not have, this is about this process alone. False where the kernel cannot.
 fn start_no_processes() -> bool {
-    let Ok(architecture) = TargetArch::try_from(std::env::consts::ARCH) else { return false };
-    let refuse = |calls: Vec<(i64, Vec<SeccompRule>)>, errno: i32| {
-        let action = SeccompAction::Errno(errno.unsigned_abs());
-        let filter = SeccompFilter::new(calls.into_iter().collect(), SeccompAction::Allow, action, architecture)?;
-        let program: BpfProgram = filter.try_into()?;
-        seccompiler::apply_filter(&program)
-    };
     // A `clone` that makes a thread passes.
     let threads = libc::CLONE_THREAD.unsigned_abs().into();
     let no_thread = SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(threads), 0)
@@ -103,7 +96,24 @@ fn start_no_processes() -> bool {
         (libc::SYS_vfork, Vec::new()),
     ];
     // A filter cannot see what `clone3` is to make; said to be missing, it is followed by a `clone`.
-    refuse(vec![(libc::SYS_clone3, Vec::new())], libc::ENOSYS).and_then(|()| refuse(calls, libc::EPERM)).is_ok()
+    refuse(vec![(libc::SYS_clone3, Vec::new())], libc::ENOSYS) && refuse(calls, libc::EPERM)
+}
+
+/// Refuses this process memory that the limit of its address space does not see: files that are nowhere but in memory, and segments
+/// that stay when nobody maps them. False where the kernel cannot.
+fn hide_no_memory() -> bool {
+    refuse([libc::SYS_memfd_create, libc::SYS_memfd_secret, libc::SYS_shmget].map(|call| (call, Vec::new())).into(), libc::EPERM)
+}
+
+/// From now on these system calls of this process, where a rule of theirs matches or they have none, do nothing but give `errno`.
+fn refuse(calls: Vec<(i64, Vec<SeccompRule>)>, errno: i32) -> bool {
+    let apply = |architecture| {
+        let action = SeccompAction::Errno(errno.unsigned_abs());
+        let filter = SeccompFilter::new(calls.into_iter().collect(), SeccompAction::Allow, action, architecture)?;
+        let program: BpfProgram = filter.try_into()?;
+        seccompiler::apply_filter(&program)
+    };
+    TargetArch::try_from(std::env::consts::ARCH).is_ok_and(|architecture| apply(architecture).is_ok())
 }
 
 fn landlock(limits: &Limits) -> Result<SandboxLevel, landlock::RulesetError> {
