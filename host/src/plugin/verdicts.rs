@@ -39,6 +39,9 @@ pub enum QuarantineKind {
     KilledTheHost,
     /// Its process failed again and again.
     RepeatedFailure,
+    /// Something that a later version of the host has a name for; the evidence says it.
+    #[serde(other)]
+    Other,
 }
 
 impl QuarantineKind {
@@ -53,6 +56,7 @@ impl QuarantineKind {
             Self::Unfinished => "unfinished",
             Self::KilledTheHost => "killed-the-host",
             Self::RepeatedFailure => "repeated-failure",
+            Self::Other => "other",
         }
     }
 }
@@ -423,6 +427,18 @@ mod tests {
             verdicts.write(Entry { host: "another".to_owned(), ..entry }).expect("room");
             assert_eq!(matches!(verdicts.look(&subject.digest), Verdict::Quarantined(_)), holds, "{kind:?}");
         }
+    }
+
+    #[test]
+    fn a_kind_of_a_later_version_is_a_quarantine_too() {
+        let state = tempfile::tempdir().expect("a directory");
+        let (verdicts, subject) = (Verdicts::new(state.path()), subject("a", "e"));
+        verdicts.quarantine(&subject, QuarantineKind::Crash, "it sang".to_owned()).expect("room");
+        let path = verdicts.file(&subject.digest);
+        let text = fs::read_to_string(&path).expect("it was written").replace(r#""crash""#, r#""singing""#);
+        fs::write(&path, text).expect("room");
+        let Verdict::Quarantined(entry) = verdicts.look(&subject.digest) else { panic!("it is in quarantine") };
+        assert_eq!((entry.kind, &*entry.evidence), (QuarantineKind::Other, "it sang"));
     }
 
     #[test]
