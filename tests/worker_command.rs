@@ -119,6 +119,31 @@ fn a_client_adds_nothing_to_its_own_memory() {
 }
 
 #[test]
+fn a_client_that_only_looks_makes_no_file_of_tasks() {
+    let project = Project::sqlite(&[]);
+    let uuid = "3fa85f64-5717-4562-b3fc-2c963f66afa6";
+    let looks: [&[&str]; 8] = [
+        &["task", "list"],
+        &["task", "get", uuid],
+        &["task", "cancel", uuid],
+        &["task", "retry", uuid],
+        &["task", "dead-letter", "list"],
+        &["decisions", "list"],
+        &["ping"],
+        &["flush-all", "--yes"],
+    ];
+    let path = project.place.path("tasks.db");
+    for words in looks {
+        let ended = project.client(words).end().expect_code(2);
+        assert_says(&ended.stderr, &["tasks.db: there is no such file", "`task add`"]);
+        assert!(!path.exists(), "{words:?}");
+    }
+    project.add(&["any"]);
+    assert!(path.exists());
+    project.client(&["task", "list"]).end().expect_code(0);
+}
+
+#[test]
 fn a_long_file_of_tasks_is_added_over_each_broker() {
     let server = RedisServer::start();
     let redis = server.iter().map(|server| Project::at(Place::new(), server.url(), &[]));
@@ -469,6 +494,7 @@ fn stats_tell_what_a_worker_would_be() {
 #[test]
 fn ping_asks_for_a_worker_of_this_project() {
     let project = Project::sqlite(&[]);
+    project.add(&["a"]);
     assert_eq!(project.json(&["ping"], 6)["running"], false);
     let worker = project.start(&[r#"tasks.a.command = ["true"]"#]);
     // Who has run a task is there.
@@ -521,12 +547,14 @@ fn a_broker_that_is_none_is_told_with_what_was_expected() {
     assert_says(&ping("tasks.db").expect_code(2).stderr, &["--broker", "\"tasks.db\" is no broker", "expected sqlite:PATH"]);
     let password = ping("rediss://me:geheim@localhost").expect_code(2).stderr;
     assert!(!password.contains("geheim"), "{password}");
-    let missing = ping("sqlite:no/such/directory/tasks.db").expect_code(70).stderr;
+    let missing = ["task", "add", "a", "--broker", "sqlite:no/such/directory/tasks.db"];
+    let missing = Host::new(&place).args(missing).end().expect_code(70).stderr;
     assert_says(&missing, &["sqlite:no/such/directory/tasks.db: cannot be written", "unable to open database file"]);
     place.write("garbage.db", "this is no database at all, but it is long enough to be one, or so it may seem to a hasty reader");
     let damaged = ping("sqlite:garbage.db").expect_code(70).stderr;
     assert_says(&damaged, &["is damaged or something else than a task database", "file is not a database"]);
-    assert_eq!(Host::new(&place).args(["ping", "--broker", "sqlite:a.db", "--name", "one"]).end().code, Some(6));
+    let made = Host::new(&place).args(["task", "add", "a", "--broker", "sqlite:a.db", "--name", "one"]);
+    made.end().expect_code(0);
     let other = Host::new(&place).args(["ping", "--broker", "sqlite:a.db", "--name", "two"]).end().expect_code(2).stderr;
     assert_says(&other, &["holds the tasks of project \"one\"", "and this is \"two\""]);
     let name = Host::new(&place).args(["ping", "--name", "a:b"]).end().expect_code(2).stderr;

@@ -9,17 +9,40 @@ use qtasks_host::broker::{BrokerUrl, Store, open};
 use qtasks_host::plugin::Registry;
 use qtasks_host::queue_tasks::QueueTasks;
 use qtasks_host::trigger::Dispatcher;
+use qtasks_host::{Settings, shown};
 
 use super::exit_code::UsageError;
 use super::log;
 use super::settings_flags::ClientFlags;
 
-/// Runs `work` with the project's tasks.
+/// Runs `work` with the project's tasks. Where there is no file of them it makes none: a path that is mistyped would look like a
+/// project without tasks.
 pub(crate) fn with_queue<T, F>(flags: &ClientFlags, work: impl FnOnce(QueueTasks) -> F) -> anyhow::Result<T>
 where
     F: Future<Output = anyhow::Result<T>>,
 {
     let settings = flags.settings()?;
+    match settings.broker().url {
+        BrokerUrl::Sqlite { path, .. } if matches!(path.try_exists(), Ok(false)) => {
+            let said = "there is no such file; expected the one that a worker or `task add` has made: name it with --broker";
+            Err(UsageError(format!("sqlite:{}: {said}", shown(&path))).into())
+        }
+        _ => work_with(settings, work),
+    }
+}
+
+/// The same, and the file is made where there is none.
+pub(crate) fn with_new_queue<T, F>(flags: &ClientFlags, work: impl FnOnce(QueueTasks) -> F) -> anyhow::Result<T>
+where
+    F: Future<Output = anyhow::Result<T>>,
+{
+    work_with(flags.settings()?, work)
+}
+
+fn work_with<T, F>(settings: Settings, work: impl FnOnce(QueueTasks) -> F) -> anyhow::Result<T>
+where
+    F: Future<Output = anyhow::Result<T>>,
+{
     if settings.broker == Some(BrokerUrl::Memory) {
         // A task that is added there is gone with this command.
         let said =

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::{seconds, show};
-use crate::cli::client::with_queue;
+use crate::cli::client::with_new_queue;
 use crate::cli::exit_code::{ExitStatus, UsageError};
 use crate::cli::input::Input;
 use crate::cli::output::{print, print_json_lines};
@@ -124,7 +124,7 @@ fn record(task: Task, delay: Option<Duration>) -> Record {
 }
 
 fn add_one(arguments: &AddArguments, task: Task) -> anyhow::Result<ExitStatus> {
-    with_queue(&arguments.client, async |queue| {
+    with_new_queue(&arguments.client, async |queue| {
         let uuid = task.uuid;
         let added = queue.add_task(record(task, arguments.delay)).await.inspect_err(|error| tell_if_open(&[uuid], error))?;
         if !arguments.wait {
@@ -150,7 +150,7 @@ fn add_one(arguments: &AddArguments, task: Task) -> anyhow::Result<ExitStatus> {
 }
 
 fn add_all(arguments: &AddArguments, input: Input) -> anyhow::Result<ExitStatus> {
-    with_queue(&arguments.client, async |queue| {
+    with_new_queue(&arguments.client, async |queue| {
         let (mut input, mut refused) = (input, 0);
         loop {
             let mut step = Step::default();
