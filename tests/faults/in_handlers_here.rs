@@ -42,6 +42,7 @@ faults! {
     too_many_at_once: "1024 calls wait for a plugin that never answers" => "the next one is `TooManyCalls` at once";
     reaches_itself: "a handler adds a task, of which it is told" => "`NestedTooDeep` at eight calls within each other; every task is added";
     reaches_itself_inline: "an inline handler adds a task, of which it is told" => "the same, on one thread";
+    closes_itself: "a handler closes its own library" => "it stays loaded; its answer counts";
     safe_mode: "a plugin keeps the host from starting" => "`--safe-mode` loads nothing";
 }
 
@@ -281,6 +282,13 @@ fn reaches_itself() {
 
 fn reaches_itself_inline() {
     adds_until_it_nests_too_deep::<AddsInline>(&ADDING_INLINE);
+}
+
+fn closes_itself() {
+    let place = place();
+    let set = format!("plugins.{PLUGIN}.answers={{task_executor_run_task_trigger_error = \"first\"}}");
+    let results = here(&place, "close_itself").set(&set).with_input(RAISE.repeat(2)).expect_code(0).results();
+    assert!(results.len() == 2 && results.iter().all(|result| result["returning"] == 456), "{results:?}");
 }
 
 fn too_many_at_once() {

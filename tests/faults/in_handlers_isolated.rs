@@ -48,6 +48,7 @@ faults! {
     starts_again: "a handler crashes now and then" => "each call gets a living process; what it answers counts";
     tripped: "a handler crashes five times within a minute" => "`PluginTripped`: it is not asked again, the summary says why, and it is quarantined as `repeated-failure`";
     many_at_once: "a handler crashes while other calls run in the same process" => "each call is answered, by a failure if need be";
+    closes_itself: "a handler closes its own library" => "it stays loaded; its answer counts";
     task_segfault: "a task writes to memory that is not there" => "the task's error is `PluginCrashed` naming SIGSEGV";
     task_sleeps_for_ever: "a task never ends" => "`TimeoutError` after `max_time`; its process is killed, the next task runs";
     stop_hangs: "a plugin never stops" => "its process is killed at the stop's deadline";
@@ -370,6 +371,10 @@ fn many_at_once() {
         assert!(["PluginCrashed", "PluginTripped"].contains(&&*kind), "{kind}: {message}");
         assert_says(&message, &["signal 11 (SIGSEGV)"]);
     }
+}
+
+fn closes_itself() {
+    assert_eq!(answer_of(isolated(&place(), "close_itself")), 456);
 }
 
 const MISBEHAVE: &str = "{\"task\": \"misbehave\"}\n";
