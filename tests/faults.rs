@@ -137,6 +137,32 @@ fn one_call_too_many(isolation: &str) {
     });
 }
 
+/// A handler of one plugin and a task of another hold a lock each, and want the other's: what became of the task that raised, of which
+/// the handler is told, and of the other one.
+fn two_plugins_wait_for_each_other(place: &Place, host: Host) -> [serde_json::Value; 2] {
+    let [first, second] = ["lock_a", "lock_b"].map(|name| place.write(name, ""));
+    let go_on = place.fifo("go_on");
+    let mut child = host.set("concurrency=2").spawn();
+    let mut stdin = child.stdin.take().expect("a pipe");
+    stdin.write_all(b"{\"task\": \"take_locks\"}\n").expect("it reads");
+    wait_until_locked(&second);
+    stdin.write_all(RAISE.as_bytes()).expect("it reads");
+    wait_until_locked(&first);
+    drop(OpenOptions::new().write(true).open(go_on).expect("the task reads"));
+    drop(stdin);
+    let results = Ended::of(child).results();
+    ["raise", "take_locks"].map(|task| {
+        let found = results.iter().find(|result| result["task"] == task);
+        found.unwrap_or_else(|| panic!("no result of {task} in {results:?}")).clone()
+    })
+}
+
+fn wait_until_locked(path: &Path) {
+    while File::open(path).expect("our own file").try_lock().is_ok() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
 /// `qtasks-host run` whose guests find the place of the test in their home directory.
 fn run(place: &Place) -> Host {
     Host::run(place).env("HOME", place.root())

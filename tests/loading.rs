@@ -92,7 +92,7 @@ async fn strange(make: impl FnOnce(&Place, &Path)) -> String {
 async fn a_text_that_is_called_a_library_is_no_elf_file() {
     let text = "# a note to myself: the plugins go here, and this line is longer than an ELF header is\n";
     let reason = strange(|_, path| std::fs::write(path, text).expect("written")).await;
-    assert_says(&reason, &["not a 64-bit ELF library", "first bytes"]);
+    assert_says(&reason, &["not a 64-bit ELF library", "it is text, a plugin is an ELF library"]);
     let reason = strange(|_, path| std::fs::write(path, "short").expect("written")).await;
     assert_says(&reason, &["5 bytes are too short for an ELF header"]);
 }

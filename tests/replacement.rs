@@ -1,5 +1,7 @@
 //! Plugins are replaced while the application runs: no event is lost or doubled. What can go wrong is in `faults/lifecycle.rs`.
 
+use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -257,6 +259,55 @@ fn a_watched_directory_replaces_by_itself() {
     put(&project.place, "versioned_1");
     assert_says(&worker.read_until("was added"), &["versioned 1.0.0"]);
     assert_eq!(project.wait(&project.add(&["which"]))["returning"], 1);
+    assert!(worker.stop().0.success());
+}
+
+/// As releases are put in place: a link beside, and renamed over the old one.
+fn lead(link: &Path, to: &str) {
+    let beside = link.with_extension("new");
+    symlink(to, &beside).expect("a new link");
+    std::fs::rename(beside, link).expect("our own link");
+}
+
+#[test]
+fn a_watched_directory_is_followed_through_links_that_are_swapped() {
+    let project = project();
+    let path = |name: &str| project.place.path(name);
+    std::fs::rename(project.place.plugins(), path("v1")).expect("our own directory");
+    for directory in ["plugins", "first", "second"] {
+        std::fs::create_dir(path(directory)).expect("a new directory");
+    }
+    put(&project.place, "versioned_2");
+    std::fs::rename(project.place.plugins(), path("v2")).expect("our own directory");
+    lead(&path("first/plugins"), "../v1");
+    lead(&path("second/plugins"), "../v1");
+    lead(&path("current"), "first");
+    let mut worker = Worker::spawn(project.worker_over(&path("current/plugins")).arg("--watch"));
+    lead(&path("first/plugins"), "../v2");
+    assert_says(&worker.read_until("was replaced by"), &["versioned 2.0.0"]);
+    lead(&path("current"), "second");
+    assert_says(&worker.read_until("was replaced by"), &["versioned 1.0.0"]);
+    // What happens in the directory that is there now is seen as well.
+    std::fs::remove_file(path("v1").join(FILE)).expect("our own file");
+    assert_says(&worker.read_until("was removed"), &["versioned 1.0.0"]);
+    assert!(worker.stop().0.success());
+}
+
+#[test]
+fn a_watched_directory_is_looked_at_when_a_lock_file_elsewhere_changes() {
+    let project = project();
+    let (lock, plugins) = (project.place.path("allowed.toml"), project.place.plugins());
+    let renew = || {
+        let host = Host::new(&project.place).args(["plugin", "lock", "--plugins"]).arg(&plugins);
+        host.arg("--lock-file").arg(&lock).end().expect_code(0);
+    };
+    renew();
+    let mut worker = Worker::spawn(project.worker().arg("--lock-file").arg(&lock).arg("--watch"));
+    put(&project.place, "versioned_2");
+    assert_says(&worker.read_until("plugin refused"), &["lock-mismatch"]);
+    worker.read_until("no plugin was replaced");
+    renew();
+    assert_says(&worker.read_until("was replaced by"), &["versioned 2.0.0"]);
     assert!(worker.stop().0.success());
 }
 

@@ -75,6 +75,17 @@ fn results_are_alone_on_stdout_and_the_summary_is_on_stderr() {
 }
 
 #[test]
+fn a_summary_has_an_end_whatever_names_tasks_have() {
+    let input: String = (0..1010).map(|number| format!("{{\"task\": \"nobodys-{number:04}\"}}\n")).collect();
+    let ended = Host::run(&place(&[])).with_input(input).expect_code(1);
+    assert_says(&ended.stderr, &["1010 tasks: 0 success, 1010 error, 0 cancel"]);
+    let rows: Vec<&str> = ended.stderr.lines().filter(|line| line.ends_with("         1         0")).collect();
+    assert_eq!(rows.len(), 1000);
+    let others = ended.stderr.lines().find(|line| line.trim_start().starts_with("(others) ")).expect("a line for the others");
+    assert_eq!(others.split_whitespace().collect::<Vec<_>>(), ["(others)", "0", "10", "0"]);
+}
+
+#[test]
 fn an_error_that_nobody_answered_is_exit_code_1() {
     let ended = Host::run(&place(&["scripted"])).with_input(RAISE).expect_code(1);
     assert_eq!(ended.result()["error"]["kwargs"], json!({"message": "no such bird"}));

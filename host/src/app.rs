@@ -265,7 +265,7 @@ impl App {
 
     fn watch(&self) -> Option<DirectoryWatch> {
         let Settings { watch: true, safe_mode: false, plugin_dir: Some(directory), .. } = &self.settings else { return None };
-        let watch = DirectoryWatch::new(directory);
+        let watch = DirectoryWatch::new(directory, self.settings.lock_file.as_deref());
         watch.inspect_err(|error| tracing::error!("{} is not watched for changes: {error}", shown(directory))).ok()
     }
 

@@ -42,6 +42,8 @@ faults! {
     too_many_at_once: "1024 calls wait for a plugin that never answers" => "the next one is `TooManyCalls` at once";
     reaches_itself: "a handler adds a task, of which it is told" => "`NestedTooDeep` at eight calls within each other; every task is added";
     reaches_itself_inline: "an inline handler adds a task, of which it is told" => "the same, on one thread";
+    closes_itself: "a handler closes its own library" => "it stays loaded; its answer counts";
+    two_plugins_wait_for_each_other: "a handler and a task of another plugin wait for each other" => "`DeadlineExceeded` and `TimeoutError`: both are given up";
     safe_mode: "a plugin keeps the host from starting" => "`--safe-mode` loads nothing";
 }
 
@@ -281,6 +283,23 @@ fn reaches_itself() {
 
 fn reaches_itself_inline() {
     adds_until_it_nests_too_deep::<AddsInline>(&ADDING_INLINE);
+}
+
+fn closes_itself() {
+    let place = place();
+    let set = format!("plugins.{PLUGIN}.answers={{task_executor_run_task_trigger_error = \"first\"}}");
+    let results = here(&place, "close_itself").set(&set).with_input(RAISE.repeat(2)).expect_code(0).results();
+    assert!(results.len() == 2 && results.iter().all(|result| result["returning"] == 456), "{results:?}");
+}
+
+fn two_plugins_wait_for_each_other() {
+    let place = place();
+    place.copy("takes_locks_the_other_way");
+    let host = here(&place, "take_two_locks").set(&format!("plugins.{PLUGIN}.deadline=2")).set("tasks.take_locks.max_time=2");
+    let [raised, other] = super::two_plugins_wait_for_each_other(&place, host);
+    assert_eq!((&raised["returning"], &raised["original_error"]["message"]), (&123.into(), &"sea is frozen".into()));
+    assert_eq!(raised["decisions"][0]["failure"]["type"], "DeadlineExceeded", "{raised}");
+    assert_eq!((&other["status"], &other["error"]["type"]), (&"error".into(), &"TimeoutError".into()), "{other}");
 }
 
 fn too_many_at_once() {

@@ -49,6 +49,8 @@ faults! {
     starts_again: "a handler crashes now and then" => "each call gets a living process; what it answers counts";
     tripped: "a handler crashes five times within a minute" => "`PluginTripped`: it is not asked again, the summary says why, and it is quarantined as `repeated-failure`";
     many_at_once: "a handler crashes while other calls run in the same process" => "each call is answered, by a failure if need be";
+    closes_itself: "a handler closes its own library" => "it stays loaded; its answer counts";
+    two_plugins_wait_for_each_other: "a handler and a task of another plugin wait for each other" => "`DeadlineExceeded`; its process is killed, and what it held goes to the other, which ends";
     task_segfault: "a task writes to memory that is not there" => "the task's error is `PluginCrashed` naming SIGSEGV";
     task_sleeps_for_ever: "a task never ends" => "`TimeoutError` after `max_time`; its process is killed, the next task runs";
     stop_hangs: "a plugin never stops" => "its process is killed at the stop's deadline";
@@ -382,6 +384,21 @@ fn many_at_once() {
         assert!(["PluginCrashed", "PluginTripped"].contains(&&*kind), "{kind}: {message}");
         assert_says(&message, &["signal 11 (SIGSEGV)"]);
     }
+}
+
+fn closes_itself() {
+    assert_eq!(answer_of(isolated(&place(), "close_itself")), 456);
+}
+
+fn two_plugins_wait_for_each_other() {
+    let place = place();
+    place.copy("takes_locks_the_other_way");
+    let host = isolated(&place, "take_two_locks").set(&format!("plugins.{PLUGIN}.deadline=2"));
+    let host = host.set("plugins.takes-locks-the-other-way.isolation=process").set("tasks.take_locks.max_time=600");
+    let [raised, other] = super::two_plugins_wait_for_each_other(&place, host);
+    assert_eq!((&raised["returning"], &raised["original_error"]["message"]), (&123.into(), &"sea is frozen".into()));
+    assert_eq!(raised["decisions"][0]["failure"]["type"], "DeadlineExceeded", "{raised}");
+    assert_eq!(other["status"], "success", "{other}");
 }
 
 const MISBEHAVE: &str = "{\"task\": \"misbehave\"}\n";

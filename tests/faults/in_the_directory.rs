@@ -7,10 +7,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::process::Command;
 
 use super::{RAISE, answered, beside_good_ones, good_ones, refused, run};
 use crate::support::artifacts::library;
-use crate::support::{Host, Place, assert_says, c};
+use crate::support::{Host, Place, assert_says, c, skipped};
 
 faults! {
     link_in_a_circle: "a symbolic link leads to itself" => "refused as unreadable";
@@ -21,6 +22,8 @@ faults! {
     name_of_255_bytes: "a file name of 255 bytes" => "loaded like any other";
     file_that_nobody_may_read: "a file that the host may not read" => "refused: unreadable, or to root no library";
     disk_that_fails: "a file that cannot be read to its end" => "refused as `bytes-read` with the system's reason";
+    compressed: "a library that was compressed" => "refused as `manifest`, with what it is";
+    packed: "a library without the headers that a packer does away with" => "refused as `manifest`";
     same_file_twice: "a link to a library that is there as well" => "the second name is refused";
     a_thousand_files: "a thousand files that are no libraries" => "each is refused, the good ones run";
     unfinished_copies: "copies that editors and package tools leave behind" => "no candidates";
@@ -105,6 +108,35 @@ fn disk_that_fails() {
     }
     let ended = answered(run(&place).env("LD_PRELOAD", &shim).with_input(RAISE));
     refused(&ended, "scripted_b", "bytes-read", &["cannot read ", "Input/output error"]);
+}
+
+fn compressed() {
+    for (program, kind) in [("gzip", "gzip data"), ("xz", "xz data")] {
+        let library = fs::File::open(library("penguins")).expect("a library");
+        match Command::new(program).args(["-1", "-c"]).stdin(library).output() {
+            Ok(output) => strange(
+                |path| fs::write(path, output.stdout).expect("written"),
+                &["code=\"manifest\"", "not a 64-bit ELF library", kind, "unpack it"],
+            ),
+            Err(error) => skipped(&format!("{program} cannot be run: {error}")),
+        }
+    }
+}
+
+/// As UPX leaves a program: the segments, and neither notes nor a dynamic table.
+fn packed() {
+    let mut bytes = fs::read(library("penguins")).expect("a library");
+    let headers = usize::from(u16::from_le_bytes([bytes[56], bytes[57]]));
+    for header in (0..headers).map(|number| 64 + 56 * number) {
+        let kind = &mut bytes[header..header + 4];
+        if kind != 1u32.to_le_bytes() {
+            kind.fill(0);
+        }
+    }
+    strange(
+        |path| fs::write(path, bytes).expect("written"),
+        &["code=\"manifest\"", "it has no plugin manifest (ELF note QTasks)"],
+    );
 }
 
 fn same_file_twice() {

@@ -8,19 +8,22 @@ use serde_json::{Value, json};
 
 use super::{RAISE, answered, beside_good_ones, good_ones, quarantine, refused, run};
 use crate::support::artifacts::library;
-use crate::support::{Host, Place, assert_says};
+use crate::support::{Host, Place, assert_says, c, skipped};
 
 faults! {
     verdict_truncated: "a verdict's file is cut off" => "ignored: probed again";
     verdict_garbage: "a verdict's file is garbage" => "ignored: probed again";
     verdict_of_another_host: "a verdict is of another host version" => "ignored: probed again";
     verdict_world_writable: "a verdict says good, and everybody may write to it" => "ignored with a warning: probed again";
+    verdict_of_somebody_else: "a verdict says good, and belongs to another user" => "ignored with a warning: probed again";
     verdict_is_a_link: "a verdict is a symbolic link" => "ignored with a warning: probed again";
     verdict_of_other_bytes: "a verdict's file holds the verdict of other bytes" => "ignored: probed again";
     verdict_endless: "a verdict's file is larger than any verdict" => "ignored with a warning: probed again";
     verdicts_by_the_thousand: "there are more than twenty thousand verdicts" => "the oldest good ones go; what is in quarantine stays there";
     verdicts_under_any_umask: "the host runs with a umask that lets the group write" => "verdicts are the owner's alone, and hold";
     state_is_a_file: "the state directory cannot be written to" => "nothing is loaded that was not probed; tasks run";
+    disk_is_full: "the disk of the state directory is full" => "what is known good runs, nothing is loaded that was not probed";
+    disk_is_read_only: "the disk of the state directory is read-only" => "what is known good runs, nothing is loaded that was not probed";
     probing_by_the_dead: "a probe is on record whose host is gone" => "quarantined as `unfinished`";
     probing_by_the_living: "a probe is on record whose host lives" => "probed again";
     hosts_at_once: "several hosts start on one state directory" => "each probes or believes; none is disturbed";
@@ -87,6 +90,17 @@ fn verdict_world_writable() {
     let stderr = not_believed(|path, verdict| {
         write(path, &verdict);
         fs::set_permissions(path, fs::Permissions::from_mode(0o666)).expect("the file is ours");
+    });
+    assert_says(&stderr, &[NOT_OURS]);
+}
+
+fn verdict_of_somebody_else() {
+    if !rustix::process::geteuid().is_root() {
+        return skipped("only root can give a file away");
+    }
+    let stderr = not_believed(|path, verdict| {
+        write(path, &verdict);
+        std::os::unix::fs::chown(path, Some(65534), None).expect("root may");
     });
     assert_says(&stderr, &[NOT_OURS]);
 }
@@ -163,6 +177,34 @@ fn state_is_a_file() {
     let words = ["it could not be probed, so it is not loaded: cannot write the verdict ", "make the state directory writable"];
     refused(&ended, "documented_example", "probe-failed", &words);
     assert_says(&ended.stderr, &["a plugin that ends this process will not be named: ", "1 task: 0 success, 1 error"]);
+}
+
+/// A library that is new cannot have its probe noted.
+fn disk_that_takes_nothing(mark: &str, reason: &str) {
+    let place = beside_good_ones("fallback");
+    let shim = place.path("full_disk.so");
+    if !c::compile("full_disk", &shim, &[]) {
+        return;
+    }
+    let start = || run(&place).env("LD_PRELOAD", &shim).env(mark, place.path("mark"));
+    place.write("mark", "");
+    let ended = answered(start().with_input(RAISE));
+    let verdict = format!("cannot write the verdict {}", place.state().join("verdicts").display());
+    let words = ["it could not be probed, so it is not loaded", &verdict, reason, "make the state directory writable"];
+    refused(&ended, "fallback", "probe-failed", &words);
+    let files = fs::read_dir(place.state().join("verdicts")).expect("there are verdicts");
+    let names: Vec<_> = files.map(|file| file.expect("readable").file_name().into_string().expect("plain")).collect();
+    assert!(names.len() == 2 && names.iter().all(|name| name.ends_with(".json")), "{names:?}");
+    fs::remove_file(place.path("mark")).expect("our own mark");
+    assert!(!answered(start().with_input(RAISE)).stderr.contains("plugin refused"), "there is room again");
+}
+
+fn disk_is_full() {
+    disk_that_takes_nothing("QTASKS_TEST_FULL", "No space left on device");
+}
+
+fn disk_is_read_only() {
+    disk_that_takes_nothing("QTASKS_TEST_READ_ONLY", "Read-only file system");
 }
 
 /// What `proc(5)` says of this process, which lives.

@@ -75,13 +75,9 @@ impl Host {
             // A program that refuses its settings reads nothing.
             let _ = stdin.write_all(&input);
         });
-        let output = child.wait_with_output().expect("the program ends");
+        let ended = Ended::of(child);
         feeding.join().expect("the feeder only writes");
-        Ended {
-            code: output.status.code(),
-            stdout: String::from_utf8(output.stdout).expect("results are text"),
-            stderr: String::from_utf8(output.stderr).expect("log lines are text"),
-        }
+        ended
     }
 
     /// Runs it to its end without input.
@@ -97,6 +93,16 @@ impl Host {
 }
 
 impl Ended {
+    /// What a run comes to that was started before.
+    pub(crate) fn of(child: Child) -> Self {
+        let output = child.wait_with_output().expect("the program ends");
+        Self {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).expect("results are text"),
+            stderr: String::from_utf8(output.stderr).expect("log lines are text"),
+        }
+    }
+
     /// The results, one JSON object a line.
     pub(crate) fn results(&self) -> Vec<Value> {
         self.stdout.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"))).collect()

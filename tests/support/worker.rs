@@ -1,6 +1,7 @@
 //! `qtasks-host worker` and its clients as programs, over a broker of the test's own.
 
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{Child, ExitStatus};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
@@ -71,12 +72,13 @@ impl Project {
 
     /// A worker's command, before it is started.
     pub(crate) fn worker(&self) -> Host {
-        Host::new(&self.place)
-            .args(["worker", "--broker", &self.url])
-            .arg("--plugins")
-            .arg(self.place.plugins())
-            .arg("--state-dir")
-            .arg(self.place.state())
+        self.worker_over(&self.place.plugins())
+    }
+
+    /// A worker's command over another plugin directory.
+    pub(crate) fn worker_over(&self, plugins: &Path) -> Host {
+        let host = Host::new(&self.place).args(["worker", "--broker", &self.url]);
+        host.arg("--plugins").arg(plugins).arg("--state-dir").arg(self.place.state())
     }
 
     /// Starts a worker with these settings, and waits until it is at work.
@@ -157,7 +159,7 @@ impl Drop for Worker {
 }
 
 /// Lets a command that reads this FIFO go on.
-pub(crate) fn let_go(fifo: &std::path::Path) {
+pub(crate) fn let_go(fifo: &Path) {
     let mut fifo = std::fs::OpenOptions::new().write(true).open(fifo).expect("the command reads");
     fifo.write_all(b"go\n").expect("the command reads");
 }

@@ -8,9 +8,14 @@ use std::time::Duration;
 use qtasks_host::trigger::OutcomeKind;
 use qtasks_host::{Status, TaskReport};
 
+/// Most tasks that are counted one by one. Whoever adds tasks names them, and a plugin may rename them: each may have a name of its own.
+const MOST_TASKS: usize = 1000;
+
 #[derive(Debug, Default)]
 pub(crate) struct Summary {
     tasks: BTreeMap<Arc<str>, TaskCounts>,
+    /// Those beyond [`MOST_TASKS`], together.
+    other_tasks: Option<TaskCounts>,
     plugins: BTreeMap<Arc<str>, PluginCounts>,
 }
 
@@ -33,7 +38,11 @@ struct PluginCounts {
 
 impl Summary {
     pub(crate) fn add(&mut self, report: &TaskReport) {
-        let task = self.tasks.entry(Arc::clone(&report.task)).or_default();
+        let task = if self.tasks.len() < MOST_TASKS || self.tasks.contains_key(&report.task) {
+            self.tasks.entry(Arc::clone(&report.task)).or_default()
+        } else {
+            self.other_tasks.get_or_insert_default()
+        };
         match report.status {
             Status::Success => task.success += 1,
             Status::Error => task.error += 1,
@@ -56,11 +65,16 @@ impl Summary {
     }
 
     pub(crate) fn errors(&self) -> u64 {
-        self.tasks.values().map(|task| task.error).sum()
+        self.sum(|task| task.error)
     }
 
     fn sum(&self, count: impl Fn(&TaskCounts) -> u64) -> u64 {
-        self.tasks.values().map(count).sum()
+        self.rows().map(|(_, task)| count(task)).sum()
+    }
+
+    fn rows(&self) -> impl Iterator<Item = (&str, &TaskCounts)> {
+        let others = self.other_tasks.iter().map(|others| ("(others)", others));
+        self.tasks.iter().map(|(name, task)| (&**name, task)).chain(others)
     }
 }
 
@@ -70,11 +84,12 @@ impl Display for Summary {
         let count = success + error + cancel;
         let word = if count == 1 { "task" } else { "tasks" };
         writeln!(f, "{count} {word}: {success} success, {error} error, {cancel} cancel")?;
-        let width = self.tasks.keys().chain(self.plugins.keys()).map(|name| name.chars().count()).max().unwrap_or(0).max(6);
+        let names = self.rows().map(|(name, _)| name).chain(self.plugins.keys().map(|name| &**name));
+        let width = names.map(|name| name.chars().count()).max().unwrap_or(0).max(6);
         if !self.tasks.is_empty() {
             writeln!(f, "  {:width$}  {:>8}  {:>8}  {:>8}  resolved by", "task", "success", "error", "cancel")?;
         }
-        for (name, task) in &self.tasks {
+        for (name, task) in self.rows() {
             let mut resolved = String::new();
             for ((plugin, outcome), count) in &task.resolved {
                 let gap = if resolved.is_empty() { "" } else { ", " };

@@ -9,6 +9,7 @@
 use std::error::Error as _;
 use std::path::Path;
 
+use libc::RTLD_NODELETE;
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use qtasks_plugin_api::abi::ROOT_SYMBOL;
 use qtasks_plugin_api::abi::loaded::{Layout, Module, ModuleError};
@@ -31,7 +32,8 @@ pub enum OpenError {
 }
 
 /// Opens the library at `path` and gives its root module. The library stays loaded until the process ends, also when this fails:
-/// a thread-local destructor that a library registered would otherwise run in unmapped memory.
+/// a thread-local destructor that a library registered would otherwise run in unmapped memory. `RTLD_NODELETE` keeps it there for a
+/// library that closes its own handle as well.
 ///
 /// # Errors
 ///
@@ -44,7 +46,7 @@ pub enum OpenError {
 /// [`Layout::ComparedBefore`] the caller also vouches that a probe by this host's version compared the layout of these very bytes.
 pub(crate) unsafe fn open(path: &Path, layout: Layout) -> Result<Module, OpenError> {
     // SAFETY: the caller vouches for the constructors.
-    let opened = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) };
+    let opened = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE) };
     let library = opened.map_err(|error| OpenError::Open(reason(&error)))?;
     // SAFETY: only the symbol's address is taken here; what lies there is `from_root_symbol`'s business.
     let found = unsafe { library.get::<*const ()>(ROOT_SYMBOL) }.map(|symbol| symbol.as_raw_ptr().cast_const().cast::<()>());

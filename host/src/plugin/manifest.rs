@@ -11,6 +11,7 @@ use qtasks_plugin_api::note::{NOTE_OWNER, NOTE_TYPE};
 
 pub use qtasks_plugin_api::manifest::{Abi, HandlerEntry, Manifest, Mode, TaskEntry};
 
+use super::elf;
 use crate::nearest::nearest_trigger;
 
 /// Why a file has no manifest that this host can use.
@@ -106,7 +107,8 @@ fn note(bytes: &[u8]) -> Result<&[u8], ManifestError> {
     let (header, _) = pod::from_bytes::<FileHeader64<Endianness>>(bytes)
         .map_err(|()| ManifestError::NotElf(format!("{} bytes are too short for an ELF header", bytes.len())))?;
     if !header.is_supported() {
-        return Err(ManifestError::NotElf("its first bytes are not those of a 64-bit ELF file".to_owned()));
+        let said = elf::check_shape(bytes).err();
+        return Err(ManifestError::NotElf(said.map_or_else(|| "its header is damaged".to_owned(), |said| said.to_string())));
     }
     let endian = header.endian().map_err(not_elf)?;
     let mut found = Vec::new();

@@ -8,7 +8,7 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +20,8 @@ use qtasks_plugin_api::abi::{ABI_MAJOR, ABI_MINOR};
 const MAX_FILE: u64 = 64 << 10;
 /// Most verdicts that are kept; the oldest go first.
 const MAX_ENTRIES: usize = 20_000;
+/// A temporary file that is older was left behind by a host that was killed: writing one takes milliseconds.
+const LEFT_BEHIND: Duration = Duration::from_secs(60 * 60);
 
 /// What was wrong with quarantined bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -307,9 +309,11 @@ impl Verdicts {
     }
 
     fn files(&self) -> Vec<PathBuf> {
-        let Ok(entries) = fs::read_dir(&self.directory) else { return Vec::new() };
-        let paths = entries.flatten().map(|entry| entry.path());
-        paths.filter(|path| path.extension().is_some_and(|extension| extension == "json")).take(MAX_ENTRIES * 2).collect()
+        self.paths().filter(|path| has_extension(path, "json")).take(MAX_ENTRIES * 2).collect()
+    }
+
+    fn paths(&self) -> impl Iterator<Item = PathBuf> + use<> {
+        fs::read_dir(&self.directory).into_iter().flatten().flatten().map(|entry| entry.path())
     }
 
     /// A file that is foreign, writable by others, too large or damaged counts as absent.
@@ -347,29 +351,47 @@ impl Verdicts {
             let _ = fs::remove_file(&temporary);
             failed(source)
         })?;
-        self.prune();
+        self.prune(modified(&path));
         Ok(())
     }
 
-    fn prune(&self) {
-        let files = self.files();
+    /// Removes what is too much, and what was left behind. What was just written says when it is by the clock of the file system, which
+    /// may be another machine's.
+    fn prune(&self, now: Option<SystemTime>) {
+        let is_left_behind = |path: &Path| {
+            let age = now.zip(modified(path)).and_then(|(now, then)| now.duration_since(then).ok());
+            age.is_some_and(|age| age > LEFT_BEHIND)
+        };
+        let mut files = Vec::new();
+        for path in self.paths() {
+            if has_extension(&path, "json") {
+                files.push(path);
+            } else if has_extension(&path, "tmp") && is_left_behind(&path) {
+                let _ = fs::remove_file(path);
+            }
+        }
         let excess = files.len().saturating_sub(MAX_ENTRIES);
         if excess == 0 {
             return;
         }
         // Only what can be found out again goes: a quarantine stays until somebody lifts it.
         let known_good = |path: &PathBuf| self.read(path).is_none_or(|entry| entry.state == State::Good);
-        let mut aged: Vec<(SystemTime, PathBuf)> = files
-            .into_iter()
-            .filter(known_good)
-            .filter_map(|path| Some((fs::metadata(&path).ok()?.modified().ok()?, path)))
-            .collect();
+        let mut aged: Vec<(SystemTime, PathBuf)> =
+            files.into_iter().filter(known_good).filter_map(|path| Some((modified(&path)?, path))).collect();
         aged.sort();
         // Some more than that, since looking at all of them takes its time.
         for (_, path) in aged.into_iter().take(excess + MAX_ENTRIES / 10) {
             let _ = fs::remove_file(path);
         }
     }
+}
+
+fn has_extension(path: &Path, wanted: &str) -> bool {
+    path.extension().is_some_and(|extension| extension == wanted)
+}
+
+fn modified(path: &Path) -> Option<SystemTime> {
+    fs::symlink_metadata(path).ok()?.modified().ok()
 }
 
 fn quarantined(subject: &Subject, kind: QuarantineKind, evidence: String, before: u32) -> Quarantined {
@@ -439,6 +461,24 @@ mod tests {
         fs::write(&path, text).expect("room");
         let Verdict::Quarantined(entry) = verdicts.look(&subject.digest) else { panic!("it is in quarantine") };
         assert_eq!((entry.kind, &*entry.evidence), (QuarantineKind::Other, "it sang"));
+    }
+
+    #[test]
+    fn what_a_killed_host_left_behind_goes_and_what_another_may_be_writing_stays() {
+        let state = tempfile::tempdir().expect("a directory");
+        let verdicts = Verdicts::new(state.path());
+        let good = |digit| verdicts.good(&subject("a", digit), Vec::new()).expect("room");
+        good("a");
+        let aged = |name: &str, minutes: u64| {
+            let path = verdicts.directory.join(name);
+            let file = fs::File::create(&path).expect("our own directory");
+            file.set_modified(SystemTime::now() - Duration::from_secs(minutes * 60)).expect("our own file");
+            path
+        };
+        let [old, young, other] = [aged("b.1.1.tmp", 70), aged("b.1.2.tmp", 50), aged("b.txt", 70)];
+        good("c");
+        assert!(!old.exists() && young.exists() && other.exists());
+        assert_eq!(verdicts.files().len(), 2);
     }
 
     #[test]

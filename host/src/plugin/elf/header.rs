@@ -157,11 +157,11 @@ fn kind_of(bytes: &[u8]) -> &'static str {
         (b"!<arch>\n", "a static library (ar archive)"),
         (b"!<thin>\n", "a static library (thin ar archive)"),
         (b"#!", "a script"),
-        (b"\x1f\x8b", "gzip data"),
-        (b"\x28\xb5\x2f\xfd", "zstd data"),
-        (b"\xfd7zXZ\0", "xz data"),
-        (b"BZh", "bzip2 data"),
-        (b"PK\x03\x04", "a zip archive"),
+        (b"\x1f\x8b", "gzip data (unpack it)"),
+        (b"\x28\xb5\x2f\xfd", "zstd data (unpack it)"),
+        (b"\xfd7zXZ\0", "xz data (unpack it)"),
+        (b"BZh", "bzip2 data (unpack it)"),
+        (b"PK\x03\x04", "a zip archive (unpack it)"),
         (b"BC\xc0\xde", "LLVM bitcode"),
     ];
     if let Some((_, name)) = MAGICS.iter().find(|(magic, _)| bytes.starts_with(magic)) {
