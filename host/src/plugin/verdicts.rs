@@ -467,7 +467,7 @@ mod tests {
     fn what_a_killed_host_left_behind_goes_and_what_another_may_be_writing_stays() {
         let state = tempfile::tempdir().expect("a directory");
         let verdicts = Verdicts::new(state.path());
-        let good = |digit| verdicts.good(&subject("a", digit), Vec::new()).expect("room");
+        let good = |digit| verdicts.good(&subject("a", digit)).expect("room");
         good("a");
         let aged = |name: &str, minutes: u64| {
             let path = verdicts.directory.join(name);
