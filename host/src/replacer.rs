@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -50,8 +50,8 @@ pub struct Replacer {
     draining: Arc<watch::Sender<usize>>,
     /// Whether those on their way out are not waited for.
     at_once: watch::Sender<bool>,
-    /// A plugin that hangs while it is loaded.
-    linker_held_by: OnceLock<String>,
+    /// A plugin that hangs while it is loaded, once there is one.
+    linker_held_by: watch::Sender<Option<String>>,
 }
 
 /// What a replacement did.
@@ -113,7 +113,7 @@ pub enum ReplaceError {
     /// A library hangs while it is loaded.
     #[error(
         "plugin {0} hangs while it is loaded, and holds the dynamic linker: nothing more can be loaded in this process; restart it, the \
-         plugin is in quarantine then"
+         plugin is in quarantine now"
     )]
     LinkerHeld(String),
     /// Loading ended without a word.
@@ -146,7 +146,7 @@ impl Replacer {
             stopped: Mutex::new(false),
             draining: Arc::default(),
             at_once: watch::Sender::new(false),
-            linker_held_by: OnceLock::new(),
+            linker_held_by: watch::Sender::new(None),
         }
     }
 
@@ -180,8 +180,8 @@ impl Replacer {
         if *stopped {
             return Err(ReplaceError::Stopping);
         }
-        if let Some(plugin) = self.linker_held_by.get() {
-            return Err(ReplaceError::LinkerHeld(plugin.clone()));
+        if let Some(plugin) = self.linker_held_by.borrow().clone() {
+            return Err(ReplaceError::LinkerHeld(plugin));
         }
         let next = self.look().await?;
         let old = self.executor.dispatcher().registry().plugins().to_vec();
@@ -214,7 +214,8 @@ impl Replacer {
                 Ok(next) => return next,
                 Err(Unfinished::Hangs(late)) if late.step == Step::Load => {
                     // Others would wait for it, and look as if they hung themselves.
-                    return Err(ReplaceError::LinkerHeld(self.linker_held_by.get_or_init(|| late.plugin).clone()));
+                    self.linker_held_by.send_replace(Some(late.plugin.clone()));
+                    return Err(ReplaceError::LinkerHeld(late.plugin));
                 }
                 // Those bytes are refused now, and the others are not.
                 Err(Unfinished::Hangs(late)) if late.quarantined => {
@@ -249,6 +250,21 @@ impl Replacer {
                 }
             }
         })
+    }
+
+    /// Waits until a library hangs while it is loaded, and gives its plugin. Whoever runs tasks here has to end then: what needs a
+    /// new thread would wait for ever.
+    pub(crate) async fn linker_held(&self) -> String {
+        let mut held = self.linker_held_by.subscribe();
+        match held.wait_for(Option::is_some).await.map(|plugin| plugin.clone()) {
+            Ok(Some(plugin)) => plugin,
+            // The sender is in `self`, so the channel cannot close.
+            _ => std::future::pending().await,
+        }
+    }
+
+    pub(crate) fn is_linker_held(&self) -> bool {
+        self.linker_held_by.borrow().is_some()
     }
 
     /// Waits until all that made room has been stopped.

@@ -34,6 +34,9 @@ pub enum Ran {
     Drained(Worked),
     /// A second signal came: whatever ran was dropped, and comes back to the broker.
     AtOnce,
+    /// A library hangs while it is loaded, and holds the dynamic linker, so that no plugin could be stopped. What ran had the drain
+    /// deadline to end, and comes back to the broker otherwise. The process has to end [at once](crate::plugin::fatal::end_at_once).
+    LinkerHeld,
 }
 
 /// `starter` in an event:
@@ -89,6 +92,9 @@ impl Starter {
     /// what runs has the drain deadline of the settings to end. A second one stops at once: async tasks and commands are dropped, a
     /// blocking task's thread goes on until its process ends.
     ///
+    /// A library that hangs while it is loaded in a replacement ends the run as a first signal does, since nothing that needs a new
+    /// thread goes on in this process.
+    ///
     /// # Errors
     ///
     /// [`BrokerError`] when the broker cannot be reached at the start, or its file is not there any more. The plugins are stopped then,
@@ -103,17 +109,25 @@ impl Starter {
         let stop = worker.stop();
         let working = async {
             let worked = worker.run(reports).await;
+            // What a plugin would still have to do may wait for the linker.
+            if replacer.is_linker_held() {
+                return worked.map(|_| Ran::LinkerHeld);
+            }
             store.dispatcher().fire(Trigger::StarterStop, &Kwargs { starter: info(&store) }).await;
             following.shutdown().await;
             replacer.stop().await;
-            worked
+            worked.map(Ran::Drained)
         };
         // To the very end: a plugin's `stop`, or a library that is just being loaded, may take its time.
         tokio::select! {
-            worked = working => worked.map(Ran::Drained),
+            ran = working => ran,
             () = told_twice(signals, &stop, drain_deadline) => {
                 give_back(&store).await;
                 Ok(Ran::AtOnce)
+            }
+            () = held_up(&replacer, &stop, drain_deadline) => {
+                give_back(&store).await;
+                Ok(Ran::LinkerHeld)
             }
         }
     }
@@ -129,6 +143,20 @@ async fn told_twice(signals: Option<Signals>, stop: &Stop, drain_deadline: Durat
     stop.now();
     let name = signals.next().await;
     tracing::warn!("{name} again: stopping at once");
+}
+
+/// Stops when a library holds the dynamic linker for ever, and returns when what runs has had its time.
+async fn held_up(replacer: &Replacer, stop: &Stop, drain_deadline: Duration) {
+    /// For the worker to give back what did not end.
+    const SETTLING: Duration = Duration::from_secs(5);
+    let plugin = replacer.linker_held().await;
+    tracing::error!(
+        "plugin {plugin} hangs while it is loaded, and holds the dynamic linker, for which every new thread waits; this worker \
+         finishes what runs, within {} s, and ends: restart it",
+        drain_deadline.as_secs_f64()
+    );
+    stop.now();
+    tokio::time::sleep(drain_deadline.saturating_add(SETTLING)).await;
 }
 
 /// Gives back what a worker that was dropped held, unless the broker keeps us waiting: then it comes back when the lease is over.

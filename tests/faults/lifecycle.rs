@@ -27,6 +27,7 @@ faults! {
     new_version_refuses: "a new version refuses to start" => "`start`, or `isolated` in a process of its own; the old version serves";
     new_version_hangs_here: "a new version hangs in its start, in the host's process" => "quarantined as `time-out`; the old version serves, and the other files are looked at";
     new_version_hangs_isolated: "a new version hangs in its start, in a process of its own" => "`isolated`; the old version serves";
+    new_version_hangs_while_it_is_loaded: "a library hangs while a worker loads it, and did not in the probe" => "quarantined as `time-out`; the worker finishes what it can, and exits with 70; its tasks run again";
     task_of_the_application: "a new version provides a task that the application has" => "`task-taken`; the old version serves";
     trigger_not_handled: "a plugin is added that does not handle what the settings name" => "nothing is replaced; it is stopped";
     task_of_another_plugin: "a new version provides a task of another plugin" => "`task-taken`; the old version serves";
@@ -165,6 +166,35 @@ fn new_version_hangs_here() {
 
 fn new_version_hangs_isolated() {
     on_threads(new_version_hangs("process", "isolated"));
+}
+
+/// It holds the dynamic linker, for which every new thread of the process waits, and others at their first use of some thread-locals,
+/// so no worker can go on. Whether it still gives its tasks back, or they come back when its lease is over, is a matter of luck.
+fn new_version_hangs_while_it_is_loaded() {
+    let project = Project::sqlite(&["constructor_hangs_in_the_host"]);
+    let library = project.place.plugins().join("libconstructor_hangs_in_the_host.so");
+    let bytes = fs::read(&library).expect("our own file");
+    // The settings name a plugin that is not there yet: of this file nobody knows which one it is.
+    fs::write(&library, "not yet").expect("our own file");
+    put(&project.place, "versioned_1");
+    let hangs = "plugins.constructor-hangs-in-the-host.start_deadline = 0.5";
+    let mut worker = project.start(&["drain_deadline = 0.2", "lease = 2", hangs]);
+    let go_on = project.place.fifo("state/plugins/versioned/go_on");
+    let uuid = project.add(&["wait"]);
+    let held = fs::OpenOptions::new().write(true).open(&go_on).expect("the task reads");
+    fs::write(&library, &bytes).expect("our own file");
+    worker.signal(Signal::HUP);
+    let said = worker.read_until("this worker finishes what runs");
+    assert_says(&said, &["plugin constructor-hangs-in-the-host", "holds the dynamic linker", "restart it"]);
+    let (status, said) = worker.end();
+    assert_eq!(status.code(), Some(70), "{said}");
+    drop(held);
+    let entries = quarantine(&project.place);
+    assert_eq!((entries.len(), &entries[0]["kind"]), (1, &json!("time-out")), "{entries:?}");
+    let next = project.start(&["lease = 2"]);
+    drop(fs::OpenOptions::new().write(true).open(&go_on).expect("the task reads, this time to its end"));
+    assert_eq!(project.wait(&uuid)["returning"], 1);
+    assert!(next.stop().0.success());
 }
 
 fn task_of_the_application() {

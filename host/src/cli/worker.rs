@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use indicatif::ProgressBar;
 use qtasks_host::broker::BrokerUrl;
-use qtasks_host::plugin::fatal;
+use qtasks_host::plugin::{fatal, start_watch};
 use qtasks_host::signals::Signals;
 use qtasks_host::starter::Ran;
 use qtasks_host::worker::Worked;
@@ -38,10 +38,11 @@ use super::{log, runtime};
 /// refused leaves the old one serving. Settings stay as they were at the start.
 ///
 /// Exits with 0 when all that ran has ended or was given back, with 130 after a second signal, with
-/// 70 when the broker cannot be used at the start, or its file was removed or replaced. A broker
-/// that goes away later is waited for; a worker that is stopped meanwhile tries a few times more, and
-/// exits with 70 when something could be neither recorded nor given back: it comes back when the
-/// lease is over, and runs again.
+/// 70 when the broker cannot be used at the start, or its file was removed or replaced, or when a new
+/// version of a plugin hangs while it is loaded here, which is in quarantine then. A broker that goes
+/// away later is waited for; a worker that is stopped meanwhile tries a few times more, and exits with
+/// 70 when something could be neither recorded nor given back: it comes back when the lease is over,
+/// and runs again.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct WorkerArguments {
@@ -58,6 +59,11 @@ pub(super) fn run(arguments: &WorkerArguments) -> anyhow::Result<ExitStatus> {
     log::install(&settings.log, &ProgressBar::hidden())?;
     if let Err(error) = fatal::name_culprits(&settings.state_dir) {
         tracing::warn!("a plugin that ends this process will not be named: {}: {error}", shown(&settings.state_dir));
+    }
+    // Longer than the worker itself takes then: it can be that it does not come to its end.
+    let grace = settings.drain_deadline.saturating_add(Duration::from_secs(10));
+    if let Err(error) = start_watch::end_when_linker_is_held(grace, ExitStatus::Failed as u8) {
+        tracing::warn!("a library that hangs while it is loaded may have to be ended by hand: {error}");
     }
     let broker = settings.broker();
     let runtime = runtime::start()?;
@@ -78,6 +84,11 @@ pub(super) fn run(arguments: &WorkerArguments) -> anyhow::Result<ExitStatus> {
         tracing::info!("project {} at {}; tasks: {}", broker.name, broker.url, shown(&known.join(", ")));
         anyhow::Ok(running.starter().await?.with_signals(signals).run().await?)
     });
+    if start_watch::linker_is_held() {
+        // Not even a runtime can be shut down: a thread of it may wait for the linker.
+        std::mem::forget(runtime);
+        return ran.map(|_| ExitStatus::Failed);
+    }
     // A thread that is in a hung plugin or a blocking task must not keep the process alive.
     runtime.shutdown_timeout(Duration::ZERO);
     match ran? {
@@ -95,6 +106,7 @@ pub(super) fn run(arguments: &WorkerArguments) -> anyhow::Result<ExitStatus> {
             );
             Ok(ExitStatus::Failed)
         }
+        Ran::LinkerHeld => Ok(ExitStatus::Failed),
         // At once: a library that is just being loaded, and hangs, would hold up a usual end.
         Ran::AtOnce => fatal::end_at_once(ExitStatus::Interrupted as u8),
     }

@@ -1,13 +1,14 @@
 //! A plugin that hangs while it is loaded, or in `create` or `start`, in this process: nobody can end it, so the host's start ends,
 //! with its name, and the next start keeps it out.
 
+use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 
+use super::fatal::end_at_once;
 use super::verdicts::{QuarantineKind, Subject, Verdicts};
 use crate::shown::chain;
 
@@ -56,14 +57,40 @@ pub(crate) enum Unfinished {
     Lost(String),
 }
 
-/// Whether a library holds the dynamic linker of this process for ever.
-static LINKER_IS_HELD: AtomicBool = AtomicBool::new(false);
+/// Whether a library holds the dynamic linker of this process for ever, and who waits to hear it.
+static LINKER_IS_HELD: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
 
 /// Whether a library hangs in this process while it is loaded. It holds the dynamic linker then, for which a process that ends as
 /// usual waits: such a process has to end [at once](super::fatal::end_at_once).
 #[must_use]
 pub fn linker_is_held() -> bool {
-    LINKER_IS_HELD.load(Ordering::Relaxed)
+    *LINKER_IS_HELD.0.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// From now on this process ends with `code` within `grace` after a library was found to hold the dynamic linker, whatever its other
+/// threads are doing: any of them may be waiting for the linker, those of a runtime and that of a timer among them. For a program that
+/// owns its process.
+///
+/// # Errors
+///
+/// When the system gives no thread.
+pub fn end_when_linker_is_held(grace: Duration, code: u8) -> io::Result<()> {
+    let (begun, begins) = std::sync::mpsc::sync_channel(1);
+    std::thread::Builder::new().name("qtasks-watchdog".to_owned()).spawn(move || {
+        // Room for one, and somebody who waits: a thread's first steps take the linker, too.
+        let _ = begun.send(());
+        let (held, told) = &LINKER_IS_HELD;
+        let held = held.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(told.wait_while(held, |held| !*held));
+        std::thread::sleep(grace);
+        end_at_once(code);
+    })?;
+    begins.recv().map_err(io::Error::other)
+}
+
+fn hold_linker() {
+    *LINKER_IS_HELD.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    LINKER_IS_HELD.1.notify_all();
 }
 
 /// How often it is looked whether a plugin is late.
@@ -113,7 +140,7 @@ impl StartWatch {
         }
         let what = match step {
             Step::Load => {
-                LINKER_IS_HELD.store(true, Ordering::Relaxed);
+                hold_linker();
                 "loading it"
             }
             Step::Start => "its create or start",
