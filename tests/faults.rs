@@ -193,14 +193,19 @@ fn quarantine(place: &Place) -> Vec<serde_json::Value> {
     serde_json::from_str(&list.end().expect_code(0).stdout).expect("a JSON list")
 }
 
-/// The FIFO `held` with one byte in it, which a fixture takes, and then holds the FIFO open.
+/// A FIFO with one byte in it, which a fixture takes, and then holds the FIFO open.
 struct Held {
     writer: File,
 }
 
 impl Held {
+    /// `held` in the home directory of the test's guests.
     fn new(place: &Place) -> Self {
-        let path = place.fifo("held");
+        Self::at(place, "held")
+    }
+
+    fn at(place: &Place, name: &str) -> Self {
+        let path = place.fifo(name);
         // With a reader of our own, opening waits for nobody.
         let mut both = OpenOptions::new().read(true).write(true).open(&path).expect("the FIFO is there");
         both.write_all(b"x").expect("there is room for one byte");

@@ -237,7 +237,7 @@ impl Plugin {
     pub async fn tripped(&self) -> Option<String> {
         match &self.home {
             Home::Here(..) => self.hung.tripped(),
-            Home::Process(isolated) => isolated.tripped().await,
+            Home::Process(isolated) => isolated.tripped(),
         }
     }
 

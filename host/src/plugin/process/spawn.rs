@@ -2,15 +2,17 @@
 
 use std::io::{self, IoSlice, Read};
 use std::mem::MaybeUninit;
+use std::net::Shutdown;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use super::frame::{self, Frame, FrameError, Kind};
 use crate::plugin::verdicts::this_host;
@@ -22,12 +24,56 @@ use super::guest::{GUEST_ARGUMENT, Purpose, Report, Start};
 #[derive(Debug)]
 pub(crate) struct Guest {
     child: Child,
-    socket: UnixStream,
+    socket: Arc<UnixStream>,
     nonce: String,
     /// For messages.
     program: String,
-    /// Its status was taken: from then on its number may be another process's.
-    reaped: bool,
+    number: Arc<Number>,
+}
+
+/// A guest's number, until its status is taken: from then on it may be another process's.
+#[derive(Debug)]
+struct Number(Mutex<Option<Pid>>);
+
+impl Number {
+    fn kill(&self) {
+        kill(*self.lock());
+    }
+
+    /// Before its status is taken.
+    fn kill_at_last(&self) {
+        kill(self.lock().take());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Pid>> {
+        // Nothing panics while the lock is held.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Kills a guest with what is left of its group, while its number is locked, and so still its own.
+fn kill(guest: Option<Pid>) {
+    if let Some(pid) = guest {
+        // Gone already is as good as killed.
+        let _ = kill_process_group(pid, Signal::KILL);
+        // By its own number too: it may have left its group.
+        let _ = kill_process(pid, Signal::KILL);
+    }
+}
+
+/// Kills a guest whatever the thread that has it waits for.
+#[derive(Debug)]
+pub(super) struct Killer {
+    number: Arc<Number>,
+    socket: Arc<UnixStream>,
+}
+
+impl Killer {
+    pub(super) fn kill(&self) {
+        self.number.kill();
+        // A process that left the group may hold the other end: whoever reads here waits for nobody any more.
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
 }
 
 /// Why a guest did not come up.
@@ -105,7 +151,9 @@ impl Guest {
         }
         // The command keeps the guest's end of the socket open until it is dropped, and with it the end of the stream hidden.
         drop(command);
-        Ok(Self { child, socket: ours, nonce: start.nonce.clone(), program: shown(program).to_string(), reaped: false })
+        let number = Number(Mutex::new(i32::try_from(child.id()).ok().and_then(Pid::from_raw)));
+        let program = shown(program).to_string();
+        Ok(Self { child, socket: Arc::new(ours), nonce: start.nonce.clone(), program, number: Arc::new(number) })
     }
 
     /// Waits until it asks for its library, and hands it the one behind `library`, which it loads at once.
@@ -126,7 +174,7 @@ impl Guest {
         ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
         let sent =
             sendmsg(&self.socket, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL).map_err(io::Error::from)?;
-        io::Write::write_all(&mut self.socket, &bytes[sent..])?;
+        io::Write::write_all(&mut &*self.socket, &bytes[sent..])?;
         Ok(())
     }
 
@@ -223,15 +271,15 @@ impl Guest {
         self.reap()
     }
 
-    /// Kills what is left of its group and takes its status. The group first, while its number is still its own.
+    /// Kills what is left of its group and takes its status.
     fn reap(&mut self) -> Option<ExitStatus> {
-        if !self.reaped {
-            self.kill_group();
-            // By its own number too: it may have left its group.
-            let _ = self.child.kill();
-            self.reaped = true;
-        }
+        self.number.kill_at_last();
         self.child.wait().ok()
+    }
+
+    /// What kills it from another thread.
+    pub(super) fn killer(&self) -> Killer {
+        Killer { number: Arc::clone(&self.number), socket: Arc::clone(&self.socket) }
     }
 
     /// The end of what it printed, as words for a message. It has ended, so nothing more comes.
@@ -259,14 +307,6 @@ impl Guest {
 
     fn pid(&self) -> Option<Pid> {
         i32::try_from(self.child.id()).ok().and_then(Pid::from_raw)
-    }
-
-    /// Everything in the guest's process group.
-    fn kill_group(&self) {
-        if let Some(group) = self.pid() {
-            // Gone already is as good as killed.
-            let _ = kill_process_group(group, Signal::KILL);
-        }
     }
 
     /// Kills it with its group, and takes its status so that no zombie stays.
