@@ -8,7 +8,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::support::host::read_until;
+use crate::support::host::{Ended, read_until};
 use crate::support::{ERROR, Host, Place, assert_says};
 
 /// A place with these plugins.
@@ -129,6 +129,27 @@ fn bad_bytes_and_endless_lines_are_bad_lines() {
     let ended = Host::run(&place(&["scripted"])).with_input(input).expect_code(3);
     assert_eq!(ended.result()["status"], "success");
     assert_says(&ended.stderr, &["standard input:1: not UTF-8", "standard input:2: longer than 16777216 bytes"]);
+}
+
+#[test]
+fn a_uuid_that_is_under_way_already_is_a_bad_line_and_the_others_run() {
+    let place = place(&[]);
+    place.fifo("go_on");
+    let hold = r#"{"task": "hold", "uuid": "0b6aecd7-8c0a-4b33-8a4c-0f3ba6a9a3a5"}"#;
+    let mut child = Host::run(&place)
+        .set(r#"tasks.hold.command = ["sh", "-c", "read line < go_on; echo 1"]"#)
+        .set(r#"tasks.other.command = ["echo", "2"]"#)
+        .args(["--concurrency", "1"])
+        .spawn();
+    let input = format!("{hold}\n{hold}\n{{\"task\": \"other\"}}\n");
+    child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("the host reads");
+    let told = read_until(child.stderr.as_mut().expect("a pipe"), "standard input:2: ");
+    assert_says(&told, &["task 0b6aecd7-8c0a-4b33-8a4c-0f3ba6a9a3a5 is there already; expected a new uuid"]);
+    std::fs::write(place.path("go_on"), "go\n").expect("the command reads");
+    let ended = Ended::of(child).expect_code(3);
+    let returned: Vec<Value> = ended.results().into_iter().map(|mut result| result["returning"].take()).collect();
+    assert_eq!(returned, [json!(1), json!(2)]);
+    assert_says(&ended.stderr, &["input lines refused: 1"]);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 
 use anyhow::Context;
+use qtasks_host::broker::BrokerErrorKind;
 use qtasks_host::shown;
 use qtasks_host::task::TaskModelError;
 use qtasks_host::{QueueTasks, Task};
@@ -42,17 +43,17 @@ impl Input {
     pub(crate) fn feed(mut self, queue: &QueueTasks, runtime: &Handle) -> anyhow::Result<Lines> {
         let mut lines = Lines::default();
         while let Some(task) = self.next_task()? {
-            match task {
-                Ok(task) => {
-                    if runtime.block_on(queue.add_tasks([task])).is_err() {
-                        break;
-                    }
-                }
-                Err(reason) => {
-                    lines.refused += 1;
-                    tracing::error!("{reason}");
-                }
-            }
+            let reason = match task {
+                Ok(task) => match runtime.block_on(queue.add_tasks([task])) {
+                    Ok(_) => continue,
+                    // The run ends: nobody takes tasks any more.
+                    Err(error) if error.kind == BrokerErrorKind::Closed => break,
+                    Err(error) => self.at_line(error.kind),
+                },
+                Err(reason) => reason,
+            };
+            lines.refused += 1;
+            tracing::error!("{reason}");
         }
         Ok(lines)
     }
@@ -76,9 +77,14 @@ impl Input {
             match parsed {
                 Ok(None) => {}
                 Ok(Some(task)) => return Ok(Some(Ok(task))),
-                Err(reason) => return Ok(Some(Err(format!("{}:{}: {reason}", self.name, self.number)))),
+                Err(reason) => return Ok(Some(Err(self.at_line(reason)))),
             }
         }
+    }
+
+    /// A reason with the place of the line that was read last.
+    fn at_line(&self, reason: impl std::fmt::Display) -> String {
+        format!("{}:{}: {reason}", self.name, self.number)
     }
 
     fn skip_line(&mut self) -> io::Result<()> {

@@ -33,9 +33,9 @@ const READ_AHEAD: usize = 1024;
 ///
 ///     {"task": "add", "args": [1], "kwargs": {"b": 2}}
 ///
-/// with optional "uuid" (version 4), "priority" (higher first), "max_time" (seconds) and
-/// "attempts" (runs in all). Blank lines are skipped. A line that is no task is told on stderr
-/// with its number and the reason, and the others run.
+/// with optional "uuid" (version 4, of no task that still waits or runs), "priority" (higher
+/// first), "max_time" (seconds) and "attempts" (runs in all). Blank lines are skipped. A line that
+/// is no task is told on stderr with its number and the reason, and the others run.
 ///
 /// Each output line is a result, in the order in which tasks end: uuid, task, status (success,
 /// error, cancel), attempt, and returning, error or cancel_reason. Where a plugin decided, also
