@@ -309,6 +309,39 @@ fn a_file_of_tasks_that_is_not_there_is_exit_code_70() {
 }
 
 #[test]
+fn a_directory_of_tasks_is_told_before_anything_is_loaded() {
+    let ended = Host::run(&place(&["panics_in_stop"])).arg("/").end().expect_code(70);
+    assert_eq!(
+        ended.stderr,
+        "qtasks-host: cannot read tasks from /: it is a directory; expected a file with one task as JSON a line\n"
+    );
+}
+
+#[test]
+fn an_input_that_breaks_is_told_after_the_summary_and_the_plugins_are_stopped() {
+    // Its first page is nobody's.
+    let ended = Host::run(&place(&["panics_in_stop"])).arg("/proc/self/mem").end().expect_code(70);
+    assert_says(&ended.stderr, &["0 tasks: 0 success", "the plugin did not stop cleanly"]);
+    assert_says(&ended.stderr, &["qtasks-host: cannot read on from /proc/self/mem at line 1: Input/output error"]);
+}
+
+#[test]
+fn a_stdout_that_takes_nothing_is_told_and_the_plugins_are_stopped() {
+    let place = place(&["panics_in_stop"]);
+    place.write("tasks.jsonl", "{\"task\": \"nobodys\"}\n");
+    let script = "exec \"$0\" run --plugins plugins --state-dir state tasks.jsonl > /dev/full";
+    let ended = Host::shell(&place, script).end().expect_code(70);
+    assert_says(&ended.stderr, &["the plugin did not stop cleanly", "cannot print results: No space left on device"]);
+}
+
+#[test]
+fn the_name_of_a_task_is_shown_in_the_summary_and_obeyed_by_no_terminal() {
+    let input = r#"{"task": "a\n999 tasks\u001b[31m\u202e"}"#;
+    let ended = Host::run(&place(&[])).with_input(input).expect_code(1);
+    assert_says(&ended.stderr, &[r"  a\n999 tasks\u{1b}[31m\u{202e}         0         1         0"]);
+}
+
+#[test]
 fn help_tells_the_exit_codes() {
     let ended = Host::new(&place(&[])).arg("--help").end().expect_code(0);
     assert_says(&ended.stdout, &["Exit codes:", "  3  at least one input line was no task", "130"]);

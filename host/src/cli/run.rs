@@ -11,7 +11,7 @@ use clap::Args;
 use indicatif::ProgressBar;
 use qtasks_host::broker::MemoryBackend;
 use qtasks_host::signals::Signals;
-use qtasks_host::{App, QueueTasks, TaskReport};
+use qtasks_host::{App, QueueTasks, Running, TaskReport};
 use tokio::sync::{Notify, mpsc};
 
 use super::exit_code::ExitStatus;
@@ -86,6 +86,22 @@ async fn run_tasks(app: App, input: Input, bar: &ProgressBar) -> anyhow::Result<
         running.stop().await;
         return Ok(ExitStatus::Interrupted);
     }
+    let ended = work_through(&running, signals, input, bar).await;
+    if matches!(ended, Ok(None)) {
+        return Ok(ExitStatus::Interrupted);
+    }
+    // Also where the input or the output broke: plugins may have something to finish.
+    running.stop().await;
+    ended.map(|status| status.unwrap_or(ExitStatus::Interrupted))
+}
+
+/// Runs what comes in, prints what comes out, and tells what it came to. `None`: a second signal stopped it at once.
+async fn work_through(
+    running: &Running,
+    signals: Signals,
+    input: Input,
+    bar: &ProgressBar,
+) -> anyhow::Result<Option<ExitStatus>> {
     let broker = Arc::new(MemoryBackend::new(READ_AHEAD, false));
     let store = running.store(Arc::<MemoryBackend>::clone(&broker));
     let (sender, receiver) = mpsc::channel(READ_AHEAD);
@@ -114,7 +130,7 @@ async fn run_tasks(app: App, input: Input, bar: &ProgressBar) -> anyhow::Result<
     let (printed, worked) = tokio::select! {
         ended = async { tokio::join!(printing, work) } => ended,
         // The worker is dropped with all that runs in it: commands are killed with their process groups.
-        () = interrupt.at_once.notified() => return Ok(ExitStatus::Interrupted),
+        () = interrupt.at_once.notified() => return Ok(None),
     };
     let interrupted = interrupt.asked.load(Ordering::Acquire);
     listening.abort();
@@ -122,7 +138,7 @@ async fn run_tasks(app: App, input: Input, bar: &ProgressBar) -> anyhow::Result<
     worked?;
     let Printed { summary, whole } = printed?;
     // A reader that nobody needs any more may still wait for standard input, which may never end.
-    let lines = if interrupted || !whole { Lines::default() } else { feeding.await.context("the reader ended")?? };
+    let lines = if interrupted || !whole { Lines::default() } else { feeding.await.context("the reader ended")? };
     bar.finish_and_clear();
     eprint!("{summary}");
     if lines.refused > 0 {
@@ -136,13 +152,15 @@ async fn run_tasks(app: App, input: Input, bar: &ProgressBar) -> anyhow::Result<
             eprintln!("plugin {} was {reason}", plugin.name());
         }
     }
-    running.stop().await;
-    Ok(match () {
+    if let Some(broken) = lines.broken {
+        return Err(broken);
+    }
+    Ok(Some(match () {
         () if interrupted => ExitStatus::Interrupted,
         () if lines.refused > 0 => ExitStatus::BadInput,
         () if summary.errors() > 0 => ExitStatus::TasksFailed,
         () => ExitStatus::Success,
-    })
+    }))
 }
 
 /// What a signal asked for.
