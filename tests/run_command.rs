@@ -75,6 +75,25 @@ fn results_are_alone_on_stdout_and_the_summary_is_on_stderr() {
 }
 
 #[test]
+fn of_a_task_that_ran_again_every_error_and_whoever_was_asked_is_told_and_counted() {
+    let place = place(&["scripted", "retry_later"]);
+    let host = Host::run(&place).set("plugins.retry-later.config.delay_seconds = 0").set("max_attempts = 3");
+    let ended = host.with_input(RAISE).expect_code(1);
+    let result = ended.result();
+    assert_eq!((&result["attempt"], &result["error"]["message"]), (&json!(3), &json!("no such bird")));
+    let history = result["history"].as_array().expect("a list");
+    assert_eq!(history.len(), 2);
+    for (attempt, number) in history.iter().zip(1..) {
+        assert_eq!((&attempt["attempt"], &attempt["error"]["message"]), (&json!(number), &json!("no such bird")));
+        let asked: Vec<_> = attempt["decisions"].as_array().expect("a list").iter().map(|asked| &asked["outcome"]).collect();
+        assert_eq!(asked, ["retry_after", "pass"]);
+    }
+    // Columns: plugin, asked, answered, passed, failed.
+    let line = ended.stderr.lines().find(|line| line.trim_start().starts_with("retry-later ")).expect("a line for the plugin");
+    assert_eq!(line.split_whitespace().collect::<Vec<_>>()[..5], ["retry-later", "3", "2", "1", "0"]);
+}
+
+#[test]
 fn a_summary_has_an_end_whatever_names_tasks_have() {
     let input: String = (0..1010).map(|number| format!("{{\"task\": \"nobodys-{number:04}\"}}\n")).collect();
     let ended = Host::run(&place(&[])).with_input(input).expect_code(1);

@@ -39,7 +39,8 @@ const READ_AHEAD: usize = 1024;
 ///
 /// Each output line is a result, in the order in which tasks end: uuid, task, status (success,
 /// error, cancel), attempt, and returning, error or cancel_reason. Where a plugin decided, also
-/// original_error, resolved_by and decisions.
+/// original_error, resolved_by and decisions. Of a task that ran more than once, history has the
+/// attempts before: the error of each, and the plugins that were asked about it.
 ///
 /// Tasks are what the plugins in the directory provide, and commands that the settings declare:
 ///

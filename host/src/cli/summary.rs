@@ -52,7 +52,8 @@ impl Summary {
             let key = (Arc::clone(&resolution.by.name), resolution.outcome.name());
             *task.resolved.entry(key).or_default() += 1;
         }
-        for decision in &report.decisions {
+        let earlier = report.history.iter().flat_map(|attempt| &attempt.decisions);
+        for decision in earlier.chain(&report.decisions) {
             let plugin = self.plugins.entry(Arc::clone(&decision.by.name)).or_default();
             plugin.asked += 1;
             plugin.time += decision.duration;
