@@ -272,6 +272,20 @@ impl<E: Into<BoxError> + 'static> From<E> for TaskError {
     }
 }
 
+/// What a plugin's handlers and tasks share returns the plugin's own error.
+impl From<Error> for TaskError {
+    fn from(error: Error) -> Self {
+        Self::from_body(error.into_body())
+    }
+}
+
+/// A handler may call what its tasks call.
+impl From<TaskError> for Error {
+    fn from(error: TaskError) -> Self {
+        Self::from_body(error.into_body())
+    }
+}
+
 impl fmt::Display for TaskError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -308,6 +322,13 @@ mod tests {
         assert_eq!(task("").expect_err("empty").into_body().kind, "Error");
         let cancelled = TaskError::from(TaskCancelError::new("stop it"));
         assert!(matches!(cancelled, TaskError::Cancel { reason } if reason == "stop it"));
+        fn shared(text: &str) -> Result<i32, Error> {
+            Ok(text.parse::<i32>()?)
+        }
+        let body = (|| Ok::<_, TaskError>(shared("x")?))().expect_err("not a number").into_body();
+        assert_eq!(body.kind, "ParseIntError");
+        let body = (|| Ok::<_, Error>(task("x")?))().expect_err("not a number").into_body();
+        assert_eq!(body.kind, "ParseIntError");
         let boxed: BoxError = Box::new(TaskPluginTriggerError::new("boxed"));
         assert!(matches!(TaskError::from(boxed), TaskError::Plugin(_)));
     }
