@@ -262,6 +262,15 @@ fn the_file_qtasks_host_toml_is_read_where_the_host_is_started_and_its_paths_are
 }
 
 #[test]
+fn a_configuration_that_nobody_reads_is_told() {
+    let place = place(&["scripted"]);
+    let host = Host::run(&place).set("tasks.words.command=[\"wc\"]").set("tasks.words.config.a=1").set("tasks.echo.config.a=1");
+    let told = host.end().expect_code(0).stderr;
+    assert_says(&told, &["[tasks.words.config] is read by nobody: a command gets its arguments and nothing else"]);
+    assert_says(&told, &["[tasks.echo.config] is read by nobody", "reads [plugins.scripted.config]"]);
+}
+
+#[test]
 fn a_value_that_is_not_toml_is_taken_as_a_text() {
     let place = place(&["scripted", "documented_example"]);
     let host = Host::run(&place).set("intercept=all").set("max_time=0.5").set("tasks.bad.command=[\"false\"]");
