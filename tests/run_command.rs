@@ -336,6 +336,32 @@ fn a_file_of_tasks_that_is_not_there_is_exit_code_70() {
     assert_says(&ended.stderr, &["qtasks-host: cannot open the tasks in gone.jsonl: No such file"]);
 }
 
+/// Where there is a `script` to make a terminal.
+#[test]
+fn on_a_terminal_there_is_a_progress_bar_and_each_result_has_a_line_of_its_own() {
+    if std::process::Command::new("script").arg("--version").output().is_err() {
+        eprintln!("no `script` here: not tested");
+        return;
+    }
+    let place = place(&[]);
+    place.write("tasks.jsonl", "{\"task\": \"nap\"}\n".repeat(3));
+    place.write("qtasks-host.toml", "[tasks.nap]\ncommand = ['sh', '-c', 'sleep 0.2; echo 1']\n");
+    let shown = |flags: &str| {
+        let run = format!("$0 run --state-dir state --concurrency 1 {flags} tasks.jsonl");
+        Host::shell(&place, &format!("script -qec \"{run}\" /dev/null")).end().expect_code(0).stdout
+    };
+    let with_bar = shown("");
+    assert!(with_bar.contains(" 1 tasks, "), "{with_bar:?}");
+    let results: Vec<&str> = with_bar.match_indices("{\"uuid\"").map(|(at, _)| &with_bar[..at]).collect();
+    assert_eq!(results.len(), 3);
+    for before in results {
+        // A new line, or one that was cleared.
+        assert!(before.is_empty() || before.ends_with('\n') || before.ends_with("\r\u{1b}[2K"), "{before:?}");
+    }
+    let without = shown("--no-progress");
+    assert!(!without.contains(" 1 tasks, ") && without.contains("3 tasks: 3 success"), "{without:?}");
+}
+
 #[test]
 fn a_directory_of_tasks_is_told_before_anything_is_loaded() {
     let ended = Host::run(&place(&["panics_in_stop"])).arg("/").end().expect_code(70);

@@ -1,6 +1,6 @@
 //! `qtasks-host run`: tasks in as JSON Lines, results out as JSON Lines.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -196,6 +196,7 @@ struct Printed {
 async fn print(mut reports: mpsc::Receiver<TaskReport>, bar: &ProgressBar) -> anyhow::Result<Printed> {
     let mut summary = Summary::default();
     let mut output = io::stdout();
+    let beside_bar = output.is_terminal();
     let (mut batch, mut lines) = (Vec::new(), Vec::new());
     while reports.recv_many(&mut batch, READ_AHEAD).await > 0 {
         for report in batch.drain(..) {
@@ -207,7 +208,9 @@ async fn print(mut reports: mpsc::Receiver<TaskReport>, bar: &ProgressBar) -> an
             line.push(b'\n');
             lines.extend_from_slice(&line);
         }
-        match output.write_all(&lines).and_then(|()| output.flush()) {
+        let mut write = || output.write_all(&lines).and_then(|()| output.flush());
+        // On one terminal with the bar, results go above it.
+        match if beside_bar { bar.suspend(write) } else { write() } {
             Ok(()) => lines.clear(),
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(Printed { summary, whole: false }),
             Err(error) => return Err(error).context("cannot print results"),
