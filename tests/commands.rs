@@ -159,3 +159,25 @@ async fn what_a_command_leaves_behind_ends_with_it() {
     let app = script("while :; do sleep 1000; done & echo 1", &[]).await;
     assert_eq!(returning(&app.run("script", json!([]), json!({})).await), "1");
 }
+
+/// The daemon lives until somebody writes to the FIFO `go_on`. Waited for, it would keep the task until its `max_time`.
+#[tokio::test]
+async fn a_daemon_that_holds_the_streams_of_its_command_is_not_waited_for() {
+    for (end, status) in [("echo 1", Status::Success), ("exit 3", Status::Error)] {
+        let app = TestApp::with(&[]);
+        let (up, go_on) = (app.place.fifo("up"), app.place.fifo("go_on"));
+        let daemon = format!("setsid sh -c 'echo up > {}; read line < {}'", up.display(), go_on.display());
+        let script = format!("{daemon} & read line < {}; {end}", up.display());
+        let app = app
+            .set(format!("tasks.script.command = ['sh', '-c', {}]", toml::Value::from(script)))
+            .set("tasks.script.max_time = 30")
+            .start()
+            .await;
+        let report = app.run("script", json!([]), json!({})).await;
+        assert_eq!(report.status, status, "{}", value_of(&report));
+        if status == Status::Error {
+            assert_eq!(value_of(&report)["error"]["kwargs"]["exit_status"], 3);
+        }
+        std::fs::write(go_on, "go\n").expect("the daemon reads");
+    }
+}

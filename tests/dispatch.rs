@@ -70,14 +70,14 @@ async fn a_global_plugin_that_names_triggers_in_its_settings_is_asked_for_these_
 
 #[tokio::test]
 async fn a_trigger_that_a_plugin_does_not_handle_is_no_setting_for_it() {
-    let app = TestApp::with(&["documented_example"]).set("plugins.documented-example.triggers = ['worker_start']");
-    let (_place, started) = app.try_start_with(|_| ()).await;
-    let error = started.expect_err("the application does not start");
-    assert!(matches!(error, StartError::Registry(_)), "{error:?}");
-    assert_says(
-        &error.to_string(),
-        &["[plugins.documented-example] triggers names worker_start, which the plugin does not handle", ERROR],
-    );
+    for (setting, value) in [("triggers", "['worker_start']"), ("answers", "{ worker_start = 'first' }")] {
+        let app = TestApp::with(&["documented_example"]).set(format!("plugins.documented-example.{setting} = {value}"));
+        let (_place, started) = app.try_start_with(|_| ()).await;
+        let error = started.expect_err("the application does not start");
+        assert!(matches!(error, StartError::Registry(_)), "{error:?}");
+        let said = format!("[plugins.documented-example] {setting} names worker_start, which the plugin does not handle");
+        assert_says(&error.to_string(), &[&said, ERROR]);
+    }
 }
 
 #[tokio::test]

@@ -214,6 +214,8 @@ async fn retry_after_runs_the_task_again_until_it_ends() {
         .await;
     let report = app.run("third_time", json!([]), json!({})).await;
     assert_eq!((returning(&report), report.attempt, runs.load(Ordering::Relaxed)), ("3", 3, 3));
+    let outcomes: Vec<_> = report.history.iter().map(|before| (before.attempt, before.decisions[0].outcome)).collect();
+    assert_eq!(outcomes, [(1, OutcomeKind::RetryAfter), (2, OutcomeKind::RetryAfter)]);
     let attempts: Vec<Value> = app
         .place
         .events("scripted")

@@ -112,6 +112,25 @@ async fn an_unanswered_plugin_error_is_tried_again_and_a_plugins_own_delay_goes_
 }
 
 #[tokio::test]
+async fn an_error_that_a_plugin_replaced_is_tried_again_as_what_it_is_now() {
+    for (kind, attempt) in [("ConnectionError", 3), ("ValueError", 1)] {
+        let report = TestApp::with(&["scripted"])
+            .set(format!(
+                "plugins.scripted.config.directive = {{ directive = 'replace_error', error = {{ type = '{kind}', message = 'm' }} }}"
+            ))
+            .set("tasks.raise.attempts = 3")
+            .set("tasks.raise.retry_on = ['ConnectionError']")
+            .start()
+            .await
+            .raise()
+            .await;
+        assert_eq!((report.attempt, &*report.error.as_ref().expect("an error").kind), (attempt, kind));
+        assert_eq!(report.original_error.expect("the original").kind, "TaskPluginTriggerError");
+        assert_eq!(report.resolved_by.expect("a plugin").outcome, qtasks_host::trigger::OutcomeKind::ReplaceError);
+    }
+}
+
+#[tokio::test]
 async fn a_cancellation_is_never_tried_again() {
     let app = TestApp::with(&["scripted"])
         .set("tasks.cancel_me.attempts = 3")

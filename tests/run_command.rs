@@ -8,7 +8,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::support::host::read_until;
+use crate::support::host::{Ended, read_until};
 use crate::support::{ERROR, Host, Place, assert_says};
 
 /// A place with these plugins.
@@ -75,6 +75,25 @@ fn results_are_alone_on_stdout_and_the_summary_is_on_stderr() {
 }
 
 #[test]
+fn of_a_task_that_ran_again_every_error_and_whoever_was_asked_is_told_and_counted() {
+    let place = place(&["scripted", "retry_later"]);
+    let host = Host::run(&place).set("plugins.retry-later.config.delay_seconds = 0").set("max_attempts = 3");
+    let ended = host.with_input(RAISE).expect_code(1);
+    let result = ended.result();
+    assert_eq!((&result["attempt"], &result["error"]["message"]), (&json!(3), &json!("no such bird")));
+    let history = result["history"].as_array().expect("a list");
+    assert_eq!(history.len(), 2);
+    for (attempt, number) in history.iter().zip(1..) {
+        assert_eq!((&attempt["attempt"], &attempt["error"]["message"]), (&json!(number), &json!("no such bird")));
+        let asked: Vec<_> = attempt["decisions"].as_array().expect("a list").iter().map(|asked| &asked["outcome"]).collect();
+        assert_eq!(asked, ["retry_after", "pass"]);
+    }
+    // Columns: plugin, asked, answered, passed, failed.
+    let line = ended.stderr.lines().find(|line| line.trim_start().starts_with("retry-later ")).expect("a line for the plugin");
+    assert_eq!(line.split_whitespace().collect::<Vec<_>>()[..5], ["retry-later", "3", "2", "1", "0"]);
+}
+
+#[test]
 fn a_summary_has_an_end_whatever_names_tasks_have() {
     let input: String = (0..1010).map(|number| format!("{{\"task\": \"nobodys-{number:04}\"}}\n")).collect();
     let ended = Host::run(&place(&[])).with_input(input).expect_code(1);
@@ -129,6 +148,27 @@ fn bad_bytes_and_endless_lines_are_bad_lines() {
     let ended = Host::run(&place(&["scripted"])).with_input(input).expect_code(3);
     assert_eq!(ended.result()["status"], "success");
     assert_says(&ended.stderr, &["standard input:1: not UTF-8", "standard input:2: longer than 16777216 bytes"]);
+}
+
+#[test]
+fn a_uuid_that_is_under_way_already_is_a_bad_line_and_the_others_run() {
+    let place = place(&[]);
+    place.fifo("go_on");
+    let hold = r#"{"task": "hold", "uuid": "0b6aecd7-8c0a-4b33-8a4c-0f3ba6a9a3a5"}"#;
+    let mut child = Host::run(&place)
+        .set(r#"tasks.hold.command = ["sh", "-c", "read line < go_on; echo 1"]"#)
+        .set(r#"tasks.other.command = ["echo", "2"]"#)
+        .args(["--concurrency", "1"])
+        .spawn();
+    let input = format!("{hold}\n{hold}\n{{\"task\": \"other\"}}\n");
+    child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("the host reads");
+    let told = read_until(child.stderr.as_mut().expect("a pipe"), "standard input:2: ");
+    assert_says(&told, &["task 0b6aecd7-8c0a-4b33-8a4c-0f3ba6a9a3a5 is there already; expected a new uuid"]);
+    std::fs::write(place.path("go_on"), "go\n").expect("the command reads");
+    let ended = Ended::of(child).expect_code(3);
+    let returned: Vec<Value> = ended.results().into_iter().map(|mut result| result["returning"].take()).collect();
+    assert_eq!(returned, [json!(1), json!(2)]);
+    assert_says(&ended.stderr, &["input lines refused: 1"]);
 }
 
 #[test]
@@ -222,6 +262,15 @@ fn the_file_qtasks_host_toml_is_read_where_the_host_is_started_and_its_paths_are
 }
 
 #[test]
+fn a_configuration_that_nobody_reads_is_told() {
+    let place = place(&["scripted"]);
+    let host = Host::run(&place).set("tasks.words.command=[\"wc\"]").set("tasks.words.config.a=1").set("tasks.echo.config.a=1");
+    let told = host.end().expect_code(0).stderr;
+    assert_says(&told, &["[tasks.words.config] is read by nobody: a command gets its arguments and nothing else"]);
+    assert_says(&told, &["[tasks.echo.config] is read by nobody", "reads [plugins.scripted.config]"]);
+}
+
+#[test]
 fn a_value_that_is_not_toml_is_taken_as_a_text() {
     let place = place(&["scripted", "documented_example"]);
     let host = Host::run(&place).set("intercept=all").set("max_time=0.5").set("tasks.bad.command=[\"false\"]");
@@ -285,6 +334,65 @@ fn wrong_settings_are_exit_code_2_and_name_their_flag() {
 fn a_file_of_tasks_that_is_not_there_is_exit_code_70() {
     let ended = Host::run(&place(&[])).arg("gone.jsonl").end().expect_code(70);
     assert_says(&ended.stderr, &["qtasks-host: cannot open the tasks in gone.jsonl: No such file"]);
+}
+
+/// Where there is a `script` to make a terminal.
+#[test]
+fn on_a_terminal_there_is_a_progress_bar_and_each_result_has_a_line_of_its_own() {
+    if std::process::Command::new("script").arg("--version").output().is_err() {
+        eprintln!("no `script` here: not tested");
+        return;
+    }
+    let place = place(&[]);
+    place.write("tasks.jsonl", "{\"task\": \"nap\"}\n".repeat(3));
+    place.write("qtasks-host.toml", "[tasks.nap]\ncommand = ['sh', '-c', 'sleep 0.2; echo 1']\n");
+    let shown = |flags: &str| {
+        let run = format!("$0 run --state-dir state --concurrency 1 {flags} tasks.jsonl");
+        Host::shell(&place, &format!("script -qec \"{run}\" /dev/null")).end().expect_code(0).stdout
+    };
+    let with_bar = shown("");
+    assert!(with_bar.contains(" 1 tasks, "), "{with_bar:?}");
+    let results: Vec<&str> = with_bar.match_indices("{\"uuid\"").map(|(at, _)| &with_bar[..at]).collect();
+    assert_eq!(results.len(), 3);
+    for before in results {
+        // A new line, or one that was cleared.
+        assert!(before.is_empty() || before.ends_with('\n') || before.ends_with("\r\u{1b}[2K"), "{before:?}");
+    }
+    let without = shown("--no-progress");
+    assert!(!without.contains(" 1 tasks, ") && without.contains("3 tasks: 3 success"), "{without:?}");
+}
+
+#[test]
+fn a_directory_of_tasks_is_told_before_anything_is_loaded() {
+    let ended = Host::run(&place(&["panics_in_stop"])).arg("/").end().expect_code(70);
+    assert_eq!(
+        ended.stderr,
+        "qtasks-host: cannot read tasks from /: it is a directory; expected a file with one task as JSON a line\n"
+    );
+}
+
+#[test]
+fn an_input_that_breaks_is_told_after_the_summary_and_the_plugins_are_stopped() {
+    // Its first page is nobody's.
+    let ended = Host::run(&place(&["panics_in_stop"])).arg("/proc/self/mem").end().expect_code(70);
+    assert_says(&ended.stderr, &["0 tasks: 0 success", "the plugin did not stop cleanly"]);
+    assert_says(&ended.stderr, &["qtasks-host: cannot read on from /proc/self/mem at line 1: Input/output error"]);
+}
+
+#[test]
+fn a_stdout_that_takes_nothing_is_told_and_the_plugins_are_stopped() {
+    let place = place(&["panics_in_stop"]);
+    place.write("tasks.jsonl", "{\"task\": \"nobodys\"}\n");
+    let script = "exec \"$0\" run --plugins plugins --state-dir state tasks.jsonl > /dev/full";
+    let ended = Host::shell(&place, script).end().expect_code(70);
+    assert_says(&ended.stderr, &["the plugin did not stop cleanly", "cannot print results: No space left on device"]);
+}
+
+#[test]
+fn the_name_of_a_task_is_shown_in_the_summary_and_obeyed_by_no_terminal() {
+    let input = r#"{"task": "a\n999 tasks\u001b[31m\u202e"}"#;
+    let ended = Host::run(&place(&[])).with_input(input).expect_code(1);
+    assert_says(&ended.stderr, &[r"  a\n999 tasks\u{1b}[31m\u{202e}         0         1         0"]);
 }
 
 #[test]

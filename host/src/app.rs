@@ -291,6 +291,7 @@ impl App {
         let may_be_missing = |task: &str| settings.safe_mode || loaded.reports.iter().any(|report| report.may_provide(task));
         let tasks = tasks.complete(&registry, &settings.tasks, &settings.state_dir, may_be_missing)?;
         warn_of_retries(&settings, &tasks);
+        warn_of_configurations(&settings, &tasks);
         let dispatcher = Arc::new(Dispatcher::new(registry, &settings.triggers));
         let executor = Arc::new(TaskExecutor::new(tasks, dispatcher, middlewares, settings.executor()));
         let (broker, worker) = (settings.broker(), settings.worker());
@@ -336,6 +337,21 @@ fn warn_of_retries(settings: &Settings, tasks: &TaskRegistry) {
         let retries = task.retry_on.is_some() || task.retry_delay.is_some() || task.retry_backoff.is_some();
         if retries && tasks.get(name).is_some_and(|function| function.limits().attempts.is_none()) {
             tracing::warn!("[tasks.{name}]: without `attempts`, only tasks that say their own are tried again");
+        }
+    }
+}
+
+/// Configurations that nobody would read.
+fn warn_of_configurations(settings: &Settings, tasks: &TaskRegistry) {
+    for (name, _) in settings.tasks.iter().filter(|(_, task)| !task.config.is_empty()) {
+        match tasks.get(name).map(|function| function.provided_by()) {
+            None | Some("application") => {}
+            Some("command") => {
+                tracing::warn!("[tasks.{name}.config] is read by nobody: a command gets its arguments and nothing else");
+            }
+            Some(plugin) => tracing::warn!(
+                "[tasks.{name}.config] is read by nobody: the task is the plugin's, and reads [plugins.{plugin}.config]"
+            ),
         }
     }
 }

@@ -31,11 +31,12 @@ use uuid::Uuid;
 use crate::task::BoxFuture;
 
 pub use self::redis::RedisBackend;
+pub use crate::task::Attempt;
 pub use component::Component;
 pub use error::{BrokerError, BrokerErrorKind};
 pub use global_config::GlobalConfig;
 pub use memory::MemoryBackend;
-pub use record::{Attempt, DecisionRecord, Fields, Record, TaskStatus, unix_now};
+pub use record::{DecisionRecord, Fields, Record, TaskStatus, unix_now};
 pub use settings::BrokerSettings;
 pub use sqlite::SqliteBackend;
 pub use store::Store;

@@ -18,5 +18,5 @@ pub use middleware::Middleware;
 pub use model::{Task, TaskModelError};
 pub use qtasks_plugin_api::{TaskCancelError, TaskContext, TaskError, TaskPluginTriggerError};
 pub use registry::{TaskRegistry, TaskRegistryError};
-pub use report::{Status, TaskReport};
+pub use report::{Attempt, Status, TaskReport};
 pub use settings::{Intercept, TaskSettings};

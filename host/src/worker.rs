@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use crate::broker::{Answer, BrokerError, Cancellation, Store, Taken};
+use crate::broker::{Answer, BrokerError, Cancellation, Store, Taken, unix_now};
 use crate::shown::chain;
 use crate::task::{Ended, Execution, Task, TaskExecutor, TaskReport};
 
@@ -415,9 +415,14 @@ async fn execute(executor: &TaskExecutor, task: Task) -> (Task, Execution) {
 
 /// Runs one task to its end, waiting between attempts, with no broker.
 pub(crate) async fn run_to_end(executor: &TaskExecutor, mut task: Task) -> TaskReport {
+    let mut history = Vec::new();
     loop {
+        let begun = unix_now();
         let (mut ran, execution) = execute(executor, task).await;
-        let Ended::Retry { after, .. } = execution.ended else { return TaskReport::new(ran, execution) };
+        let Ended::Retry { after, .. } = execution.ended else {
+            return TaskReport { history, ..TaskReport::new(ran, execution) };
+        };
+        history.extend(lane::failed_attempt(ran.attempt, begun, &execution));
         tokio::time::sleep(after).await;
         ran.attempt += 1;
         task = ran;

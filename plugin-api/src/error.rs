@@ -121,7 +121,10 @@ impl Error {
         let mut body = ErrorBody::new(short_type_name(type_name), error.to_string());
         let mut source = error.source();
         while let Some(cause) = source {
-            body.causes.push(cause.to_string());
+            // What an error means for its task is nothing that caused it.
+            if !cause.is::<Raised>() && !cause.is::<Cancelled>() {
+                body.causes.push(cause.to_string());
+            }
             source = cause.source();
         }
         Self::from_body(body)
@@ -153,7 +156,19 @@ fn short_type_name(full: &'static str) -> &'static str {
 ///
 /// QTasks keeps `args` and `kwargs` apart: `ctx.plugin_error` fills kwargs, [`TaskPluginTriggerError::new`] fills args.
 #[derive(Debug, Clone)]
-pub struct TaskPluginTriggerError(Box<ErrorBody>);
+pub struct TaskPluginTriggerError(Raised);
+
+/// What is in it, found as a source by whoever has it wrapped in an error of another type: `anyhow`'s tells no other way what it holds.
+#[derive(Debug, Clone)]
+struct Raised(Box<ErrorBody>);
+
+impl fmt::Display for Raised {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the plugins are to be asked")
+    }
+}
+
+impl StdError for Raised {}
 
 impl TaskPluginTriggerError {
     /// A direct error: `args` is `["text"]`, `kwargs` is empty.
@@ -162,7 +177,7 @@ impl TaskPluginTriggerError {
         let text = text.into();
         let mut body = ErrorBody::new(PLUGIN_ERROR, text.as_str());
         body.args = to_raw(&[text.as_str()], "[]");
-        Self(Box::new(body))
+        Self(Raised(Box::new(body)))
     }
 
     /// An error with named payload: `args` is empty. A `message` among the kwargs is also the error's message.
@@ -179,7 +194,7 @@ impl TaskPluginTriggerError {
         if let Ok(Message { message: Some(message) }) = serde_json::from_str(body.kwargs.get()) {
             body.message = message;
         }
-        Self(Box::new(body))
+        Self(Raised(Box::new(body)))
     }
 }
 
@@ -191,33 +206,54 @@ struct Message {
 
 impl fmt::Display for TaskPluginTriggerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        self.0.0.fmt(f)
     }
 }
 
-impl StdError for TaskPluginTriggerError {}
+impl StdError for TaskPluginTriggerError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&self.0)
+    }
+}
 
 /// Raised by a task to end as `cancel`: never retried, no plugin is asked.
 #[derive(Debug, Clone)]
-pub struct TaskCancelError(String);
+pub struct TaskCancelError(Cancelled);
+
+/// Its reason, found as [`Raised`] is.
+#[derive(Debug, Clone)]
+struct Cancelled(String);
+
+impl fmt::Display for Cancelled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the task cancels itself")
+    }
+}
+
+impl StdError for Cancelled {}
 
 impl TaskCancelError {
     /// A cancellation with its reason.
     #[must_use]
     pub fn new(reason: impl Into<String>) -> Self {
-        Self(reason.into())
+        Self(Cancelled(reason.into()))
     }
 }
 
 impl fmt::Display for TaskCancelError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.0.0)
     }
 }
 
-impl StdError for TaskCancelError {}
+impl StdError for TaskCancelError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&self.0)
+    }
+}
 
-/// How a task ended that did not return. Made by `?` from any error, any text, or from the two types above.
+/// How a task ended that did not return. Made by `?` from any error, any text, or from the two types above, also where an error of
+/// another type has one of them as its source.
 #[derive(Debug, Clone)]
 pub enum TaskError {
     /// The plugins are to be asked.
@@ -261,14 +297,36 @@ impl TaskError {
 
 impl<E: Into<BoxError> + 'static> From<E> for TaskError {
     fn from(error: E) -> Self {
-        let boxed: BoxError = error.into();
-        match boxed.downcast::<TaskPluginTriggerError>() {
-            Ok(error) => Self::Plugin(error.0),
-            Err(boxed) => match boxed.downcast::<TaskCancelError>() {
-                Ok(error) => Self::Cancel { reason: error.0 },
-                Err(boxed) => Self::Other(Error::from_boxed(std::any::type_name::<E>(), &boxed).0),
-            },
+        let boxed: BoxError = match error.into().downcast::<TaskPluginTriggerError>() {
+            Ok(error) => return Self::Plugin(error.0.0),
+            Err(boxed) => boxed,
+        };
+        // Whatever the two are wrapped in, they mean what they mean.
+        let mut source: Option<&(dyn StdError + 'static)> = Some(&*boxed);
+        while let Some(error) = source {
+            if let Some(Raised(body)) = error.downcast_ref() {
+                return Self::Plugin(body.clone());
+            }
+            if let Some(Cancelled(reason)) = error.downcast_ref() {
+                return Self::Cancel { reason: reason.clone() };
+            }
+            source = error.source();
         }
+        Self::Other(Error::from_boxed(std::any::type_name::<E>(), &boxed).0)
+    }
+}
+
+/// What a plugin's handlers and tasks share returns the plugin's own error.
+impl From<Error> for TaskError {
+    fn from(error: Error) -> Self {
+        Self::from_body(error.into_body())
+    }
+}
+
+/// A handler may call what its tasks call.
+impl From<TaskError> for Error {
+    fn from(error: TaskError) -> Self {
+        Self::from_body(error.into_body())
     }
 }
 
@@ -308,7 +366,40 @@ mod tests {
         assert_eq!(task("").expect_err("empty").into_body().kind, "Error");
         let cancelled = TaskError::from(TaskCancelError::new("stop it"));
         assert!(matches!(cancelled, TaskError::Cancel { reason } if reason == "stop it"));
+        fn shared(text: &str) -> Result<i32, Error> {
+            Ok(text.parse::<i32>()?)
+        }
+        let body = (|| Ok::<_, TaskError>(shared("x")?))().expect_err("not a number").into_body();
+        assert_eq!(body.kind, "ParseIntError");
+        let body = (|| Ok::<_, Error>(task("x")?))().expect_err("not a number").into_body();
+        assert_eq!(body.kind, "ParseIntError");
         let boxed: BoxError = Box::new(TaskPluginTriggerError::new("boxed"));
         assert!(matches!(TaskError::from(boxed), TaskError::Plugin(_)));
+    }
+
+    /// As `anyhow::Error` becomes a boxed error: of a type of its own, with the source of what it holds.
+    #[derive(Debug)]
+    struct Wrapped<E>(E);
+
+    impl<E: fmt::Display> fmt::Display for Wrapped<E> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            self.0.fmt(f)
+        }
+    }
+
+    impl<E: StdError> StdError for Wrapped<E> {
+        fn source(&self) -> Option<&(dyn StdError + 'static)> {
+            self.0.source()
+        }
+    }
+
+    #[test]
+    fn an_error_for_the_plugins_and_a_cancellation_are_known_in_whatever_they_are_wrapped() {
+        let raised = TaskPluginTriggerError::with_kwargs(serde_json::json!({"code": 7}));
+        let TaskError::Plugin(body) = TaskError::from(Wrapped(raised)) else { panic!("an error for the plugins") };
+        assert_eq!((&*body.kind, body.kwargs.get()), (PLUGIN_ERROR, r#"{"code":7}"#));
+        let cancelled = TaskError::from(Wrapped(Wrapped(TaskCancelError::new("stop it"))));
+        assert!(matches!(cancelled, TaskError::Cancel { reason } if reason == "stop it"));
+        assert!(Error::from(TaskPluginTriggerError::new("in a handler")).into_body().causes.is_empty());
     }
 }

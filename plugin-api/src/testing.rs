@@ -37,6 +37,7 @@ pub struct TestHost<P> {
     manifest: Manifest,
     recorded: Arc<Recorded>,
     data_dir: std::path::PathBuf,
+    is_stopped: bool,
     plugin: PhantomData<fn() -> P>,
 }
 
@@ -91,7 +92,7 @@ impl<P: Export> TestHost<P> {
         };
         let instance = module.create(&init, Services(Arc::clone(&recorded)))?;
         instance.start()?;
-        Ok(Self { instance, manifest, recorded, data_dir, plugin: PhantomData })
+        Ok(Self { instance, manifest, recorded, data_dir, is_stopped: false, plugin: PhantomData })
     }
 
     /// The manifest, as an operator sees it.
@@ -185,7 +186,8 @@ impl<P: Export> TestHost<P> {
     /// # Errors
     ///
     /// The plugin's error, or its panic.
-    pub fn stop(self) -> Result<(), CallError> {
+    pub fn stop(mut self) -> Result<(), CallError> {
+        self.is_stopped = true;
         self.instance.stop()
     }
 }
@@ -199,6 +201,10 @@ impl<P> fmt::Debug for TestHost<P> {
 
 impl<P> Drop for TestHost<P> {
     fn drop(&mut self) {
+        if !self.is_stopped {
+            // A test that wants to know what it says calls `stop`.
+            let _ = self.instance.stop();
+        }
         // Most plugins never make their directory.
         let _ = std::fs::remove_dir_all(&self.data_dir);
     }
@@ -321,5 +327,40 @@ impl Outcome {
             Ok(Received::Failed(error)) => Some(error),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+
+    use super::*;
+    use crate::{Error, Host, Plugin};
+
+    struct CountsStops;
+
+    static STOPS: AtomicU32 = AtomicU32::new(0);
+
+    impl Plugin for CountsStops {
+        type Config = ();
+
+        fn create(_config: (), _host: Host) -> Result<Self, Error> {
+            Ok(Self)
+        }
+
+        fn stop(&self) -> Result<(), Error> {
+            STOPS.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        }
+    }
+
+    crate::define_plugin! { plugin: CountsStops, }
+
+    #[test]
+    fn a_plugin_is_stopped_once_by_hand_or_when_its_host_is_dropped() {
+        drop(TestHost::<CountsStops>::start("{}").expect("it starts"));
+        assert_eq!(STOPS.load(Ordering::Relaxed), 1);
+        TestHost::<CountsStops>::start("{}").expect("it starts").stop().expect("it stops");
+        assert_eq!(STOPS.load(Ordering::Relaxed), 2);
     }
 }

@@ -274,7 +274,8 @@ impl Broker for MemoryBackend {
             }
             if let Some(entry) = state.tasks.get_mut(&finish.lease.uuid) {
                 let mut history = std::mem::take(&mut entry.record.history);
-                history.extend(finish.attempt.clone().filter(|_| self.keep));
+                // The last one is of no use to a record that nobody keeps.
+                history.extend(finish.attempt.clone().filter(|_| self.keep || finish.retry.is_some()));
                 let cancel_asked = entry.record.cancel_asked.take();
                 entry.record = Record { history, cancel_asked, ..finish.record.clone() };
             }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::task::{Status, Task, TaskReport};
+use crate::task::{Attempt, Status, Task, TaskReport};
 use crate::trigger::{Decision, Resolution};
 
 /// Fields of a record by name, each as JSON text.
@@ -148,22 +148,6 @@ fn with_its_limits<S: Serializer>(task: &Task, serializer: S) -> Result<S::Ok, S
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
 fn is_zero(number: &u32) -> bool {
     *number == 0
-}
-
-/// An attempt that failed, and who was asked about it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Attempt {
-    /// Which, from 1.
-    pub attempt: u32,
-    /// When it ended, in Unix seconds.
-    pub at: f64,
-    /// How long it took, in seconds.
-    pub seconds: f64,
-    /// The error it raised.
-    pub error: Box<ErrorBody>,
-    /// Each plugin that was asked, in order.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub decisions: Vec<Decision>,
 }
 
 /// What one plugin said about one error, as it is kept.

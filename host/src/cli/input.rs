@@ -5,6 +5,7 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 
 use anyhow::Context;
+use qtasks_host::broker::BrokerErrorKind;
 use qtasks_host::shown;
 use qtasks_host::task::TaskModelError;
 use qtasks_host::{QueueTasks, Task};
@@ -13,10 +14,12 @@ use tokio::runtime::Handle;
 /// Longest input line: 16 MiB.
 const MAX_LINE: u64 = 16 << 20;
 
-/// How many lines were read.
-#[derive(Debug, Clone, Copy, Default)]
+/// What came of the input.
+#[derive(Debug, Default)]
 pub(crate) struct Lines {
     pub(crate) refused: u64,
+    /// Why it could not be read to its end.
+    pub(crate) broken: Option<anyhow::Error>,
 }
 
 /// Where tasks come from.
@@ -35,26 +38,34 @@ impl Input {
         }
         let name = shown(path).to_string();
         let file = File::open(path).with_context(|| format!("cannot open the tasks in {name}"))?;
+        if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
+            anyhow::bail!("cannot read tasks from {name}: it is a directory; expected a file with one task as JSON a line");
+        }
         Ok(Self { name, reader: Box::new(BufReader::new(file)), number: 0 })
     }
 
     /// Adds every task; a line that is none is told to stderr, with its number and the reason. Blocks the thread.
-    pub(crate) fn feed(mut self, queue: &QueueTasks, runtime: &Handle) -> anyhow::Result<Lines> {
+    pub(crate) fn feed(mut self, queue: &QueueTasks, runtime: &Handle) -> Lines {
         let mut lines = Lines::default();
-        while let Some(task) = self.next_task()? {
-            match task {
-                Ok(task) => {
-                    if runtime.block_on(queue.add_tasks([task])).is_err() {
-                        break;
-                    }
+        loop {
+            let reason = match self.next_task() {
+                Ok(None) => break,
+                Err(broken) => {
+                    lines.broken = Some(broken);
+                    break;
                 }
-                Err(reason) => {
-                    lines.refused += 1;
-                    tracing::error!("{reason}");
-                }
-            }
+                Ok(Some(Err(reason))) => reason,
+                Ok(Some(Ok(task))) => match runtime.block_on(queue.add_tasks([task])) {
+                    Ok(_) => continue,
+                    // The run ends: nobody takes tasks any more.
+                    Err(error) if error.kind == BrokerErrorKind::Closed => break,
+                    Err(error) => self.at_line(error.kind),
+                },
+            };
+            lines.refused += 1;
+            tracing::error!("{reason}");
         }
-        Ok(lines)
+        lines
     }
 
     /// The next task, or why the line that should be one is none; `None` at the end. Blank lines are skipped.
@@ -76,9 +87,14 @@ impl Input {
             match parsed {
                 Ok(None) => {}
                 Ok(Some(task)) => return Ok(Some(Ok(task))),
-                Err(reason) => return Ok(Some(Err(format!("{}:{}: {reason}", self.name, self.number)))),
+                Err(reason) => return Ok(Some(Err(self.at_line(reason)))),
             }
         }
+    }
+
+    /// A reason with the place of the line that was read last.
+    fn at_line(&self, reason: impl std::fmt::Display) -> String {
+        format!("{}:{}: {reason}", self.name, self.number)
     }
 
     fn skip_line(&mut self) -> io::Result<()> {

@@ -1,6 +1,6 @@
 //! `qtasks-host run`: tasks in as JSON Lines, results out as JSON Lines.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,7 @@ use clap::Args;
 use indicatif::ProgressBar;
 use qtasks_host::broker::MemoryBackend;
 use qtasks_host::signals::Signals;
-use qtasks_host::{App, QueueTasks, TaskReport};
+use qtasks_host::{App, QueueTasks, Running, TaskReport};
 use tokio::sync::{Notify, mpsc};
 
 use super::exit_code::ExitStatus;
@@ -33,13 +33,14 @@ const READ_AHEAD: usize = 1024;
 ///
 ///     {"task": "add", "args": [1], "kwargs": {"b": 2}}
 ///
-/// with optional "uuid" (version 4), "priority" (higher first), "max_time" (seconds) and
-/// "attempts" (runs in all). Blank lines are skipped. A line that is no task is told on stderr
-/// with its number and the reason, and the others run.
+/// with optional "uuid" (version 4, of no task that still waits or runs), "priority" (higher
+/// first), "max_time" (seconds) and "attempts" (runs in all). Blank lines are skipped. A line that
+/// is no task is told on stderr with its number and the reason, and the others run.
 ///
 /// Each output line is a result, in the order in which tasks end: uuid, task, status (success,
 /// error, cancel), attempt, and returning, error or cancel_reason. Where a plugin decided, also
-/// original_error, resolved_by and decisions.
+/// original_error, resolved_by and decisions. Of a task that ran more than once, history has the
+/// attempts before: the error of each, and the plugins that were asked about it.
 ///
 /// Tasks are what the plugins in the directory provide, and commands that the settings declare:
 ///
@@ -86,6 +87,22 @@ async fn run_tasks(app: App, input: Input, bar: &ProgressBar) -> anyhow::Result<
         running.stop().await;
         return Ok(ExitStatus::Interrupted);
     }
+    let ended = work_through(&running, signals, input, bar).await;
+    if matches!(ended, Ok(None)) {
+        return Ok(ExitStatus::Interrupted);
+    }
+    // Also where the input or the output broke: plugins may have something to finish.
+    running.stop().await;
+    ended.map(|status| status.unwrap_or(ExitStatus::Interrupted))
+}
+
+/// Runs what comes in, prints what comes out, and tells what it came to. `None`: a second signal stopped it at once.
+async fn work_through(
+    running: &Running,
+    signals: Signals,
+    input: Input,
+    bar: &ProgressBar,
+) -> anyhow::Result<Option<ExitStatus>> {
     let broker = Arc::new(MemoryBackend::new(READ_AHEAD, false));
     let store = running.store(Arc::<MemoryBackend>::clone(&broker));
     let (sender, receiver) = mpsc::channel(READ_AHEAD);
@@ -114,7 +131,7 @@ async fn run_tasks(app: App, input: Input, bar: &ProgressBar) -> anyhow::Result<
     let (printed, worked) = tokio::select! {
         ended = async { tokio::join!(printing, work) } => ended,
         // The worker is dropped with all that runs in it: commands are killed with their process groups.
-        () = interrupt.at_once.notified() => return Ok(ExitStatus::Interrupted),
+        () = interrupt.at_once.notified() => return Ok(None),
     };
     let interrupted = interrupt.asked.load(Ordering::Acquire);
     listening.abort();
@@ -122,7 +139,7 @@ async fn run_tasks(app: App, input: Input, bar: &ProgressBar) -> anyhow::Result<
     worked?;
     let Printed { summary, whole } = printed?;
     // A reader that nobody needs any more may still wait for standard input, which may never end.
-    let lines = if interrupted || !whole { Lines::default() } else { feeding.await.context("the reader ended")?? };
+    let lines = if interrupted || !whole { Lines::default() } else { feeding.await.context("the reader ended")? };
     bar.finish_and_clear();
     eprint!("{summary}");
     if lines.refused > 0 {
@@ -136,13 +153,15 @@ async fn run_tasks(app: App, input: Input, bar: &ProgressBar) -> anyhow::Result<
             eprintln!("plugin {} was {reason}", plugin.name());
         }
     }
-    running.stop().await;
-    Ok(match () {
+    if let Some(broken) = lines.broken {
+        return Err(broken);
+    }
+    Ok(Some(match () {
         () if interrupted => ExitStatus::Interrupted,
         () if lines.refused > 0 => ExitStatus::BadInput,
         () if summary.errors() > 0 => ExitStatus::TasksFailed,
         () => ExitStatus::Success,
-    })
+    }))
 }
 
 /// What a signal asked for.
@@ -177,6 +196,7 @@ struct Printed {
 async fn print(mut reports: mpsc::Receiver<TaskReport>, bar: &ProgressBar) -> anyhow::Result<Printed> {
     let mut summary = Summary::default();
     let mut output = io::stdout();
+    let beside_bar = output.is_terminal();
     let (mut batch, mut lines) = (Vec::new(), Vec::new());
     while reports.recv_many(&mut batch, READ_AHEAD).await > 0 {
         for report in batch.drain(..) {
@@ -188,7 +208,9 @@ async fn print(mut reports: mpsc::Receiver<TaskReport>, bar: &ProgressBar) -> an
             line.push(b'\n');
             lines.extend_from_slice(&line);
         }
-        match output.write_all(&lines).and_then(|()| output.flush()) {
+        let mut write = || output.write_all(&lines).and_then(|()| output.flush());
+        // On one terminal with the bar, results go above it.
+        match if beside_bar { bar.suspend(write) } else { write() } {
             Ok(()) => lines.clear(),
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(Printed { summary, whole: false }),
             Err(error) => return Err(error).context("cannot print results"),

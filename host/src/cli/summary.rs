@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use qtasks_host::trigger::OutcomeKind;
-use qtasks_host::{Status, TaskReport};
+use qtasks_host::{Status, TaskReport, shown};
 
 /// Most tasks that are counted one by one. Whoever adds tasks names them, and a plugin may rename them: each may have a name of its own.
 const MOST_TASKS: usize = 1000;
@@ -52,7 +52,8 @@ impl Summary {
             let key = (Arc::clone(&resolution.by.name), resolution.outcome.name());
             *task.resolved.entry(key).or_default() += 1;
         }
-        for decision in &report.decisions {
+        let earlier = report.history.iter().flat_map(|attempt| &attempt.decisions);
+        for decision in earlier.chain(&report.decisions) {
             let plugin = self.plugins.entry(Arc::clone(&decision.by.name)).or_default();
             plugin.asked += 1;
             plugin.time += decision.duration;
@@ -69,12 +70,13 @@ impl Summary {
     }
 
     fn sum(&self, count: impl Fn(&TaskCounts) -> u64) -> u64 {
-        self.rows().map(|(_, task)| count(task)).sum()
+        self.tasks.values().chain(&self.other_tasks).map(count).sum()
     }
 
-    fn rows(&self) -> impl Iterator<Item = (&str, &TaskCounts)> {
-        let others = self.other_tasks.iter().map(|others| ("(others)", others));
-        self.tasks.iter().map(|(name, task)| (&**name, task)).chain(others)
+    /// Whoever adds a task names it, so its name is shown and obeyed by no terminal.
+    fn rows(&self) -> impl Iterator<Item = (String, &TaskCounts)> {
+        let others = self.other_tasks.iter().map(|others| ("(others)".to_owned(), others));
+        self.tasks.iter().map(|(name, task)| (shown(&**name).to_string(), task)).chain(others)
     }
 }
 
@@ -84,7 +86,7 @@ impl Display for Summary {
         let count = success + error + cancel;
         let word = if count == 1 { "task" } else { "tasks" };
         writeln!(f, "{count} {word}: {success} success, {error} error, {cancel} cancel")?;
-        let names = self.rows().map(|(name, _)| name).chain(self.plugins.keys().map(|name| &**name));
+        let names = self.rows().map(|(name, _)| name).chain(self.plugins.keys().map(|name| name.to_string()));
         let width = names.map(|name| name.chars().count()).max().unwrap_or(0).max(6);
         if !self.tasks.is_empty() {
             writeln!(f, "  {:width$}  {:>8}  {:>8}  {:>8}  resolved by", "task", "success", "error", "cancel")?;

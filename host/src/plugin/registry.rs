@@ -39,11 +39,13 @@ pub struct ProvidedTask {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegistryError {
-    /// The operator wants a plugin asked for what it does not handle.
-    #[error("[plugins.{plugin}] triggers names {trigger}, which the plugin does not handle (it handles: {handled}){hint}")]
+    /// The operator says something of a trigger that the plugin does not handle.
+    #[error("[plugins.{plugin}] {setting} names {trigger}, which the plugin does not handle (it handles: {handled}){hint}")]
     NotHandled {
         /// The plugin.
         plugin: String,
+        /// `triggers` or `answers`.
+        setting: &'static str,
         /// The trigger.
         trigger: Trigger,
         /// What it handles.
@@ -146,13 +148,18 @@ fn subscribe(plugin: &Arc<Plugin>, places: &mut [Vec<(Place, Subscription)>]) ->
         Triggers::Global => (None, true),
         Triggers::Only(wanted) => (Some(wanted), false),
     };
-    if let Some(missing) = wanted.and_then(|wanted| wanted.iter().find(|trigger| !handles(plugin, **trigger))) {
-        return Err(RegistryError::NotHandled {
-            plugin: plugin.name().to_owned(),
-            trigger: *missing,
-            handled: handlers.iter().map(|handler| handler.trigger.as_str()).collect::<Vec<_>>().join(", "),
-            hint: nearest(missing.name(), handlers.iter().map(|handler| handler.trigger.as_str())),
-        });
+    let named = wanted.into_iter().flatten().map(|trigger| ("triggers", trigger));
+    let named = named.chain(plugin.settings().answers.keys().map(|trigger| ("answers", trigger)));
+    for (setting, trigger) in named {
+        if !handles(plugin, *trigger) {
+            return Err(RegistryError::NotHandled {
+                plugin: plugin.name().to_owned(),
+                setting,
+                trigger: *trigger,
+                handled: handlers.iter().map(|handler| handler.trigger.as_str()).collect::<Vec<_>>().join(", "),
+                hint: nearest(trigger.name(), handlers.iter().map(|handler| handler.trigger.as_str())),
+            });
+        }
     }
     for trigger in Trigger::ALL.iter().copied() {
         if wanted.is_some_and(|wanted| !wanted.contains(&trigger)) {

@@ -157,7 +157,8 @@ pub enum AnswerMode {
     ReturnLast,
     /// It ends the chain.
     First,
-    /// It is added to the answers before it, and the next plugin is asked: the answer is the list of all.
+    /// It is added to the answers before it, and the next plugin is asked: the answer is the list of all. Where a trigger takes several
+    /// keys there is no such list, and this is [`ReturnLast`](Self::ReturnLast).
     All,
 }
 

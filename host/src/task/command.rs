@@ -5,6 +5,7 @@
 //! becomes a word of the command line, and no shell is involved.
 
 use std::process::Stdio;
+use std::time::Duration;
 
 use qtasks_plugin_api::{TaskError, TaskPluginTriggerError, bounds};
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -19,6 +20,8 @@ use super::model::{Returned, Task};
 const MAX_OUTPUT: usize = 16 << 20;
 /// How much of the end of standard error is kept: 4 KiB.
 const KEPT_STDERR: usize = 4 << 10;
+/// How long a command's streams are read on once it has ended and somebody else still holds them.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// `type` of a command that could not be run or whose output is no result.
 pub const COMMAND_ERROR: &str = "CommandError";
 
@@ -68,12 +71,25 @@ impl CommandTask {
                 let _ = stdin.write_all(input.as_bytes()).await;
             }
         };
-        let ((), output, complaint, status) = tokio::join!(feed, head(stdout), tail(stderr), async {
+        let (mut output, mut complaint) = (Vec::new(), Vec::new());
+        let streams = async { tokio::join!(feed, head(stdout, &mut output), tail(stderr, &mut complaint)) };
+        let ended = async {
             let status = child.wait().await;
             // What it leaves behind would hold its pipes open, and outlive its task.
             drop(group);
             status
-        });
+        };
+        let status = {
+            tokio::pin!(streams, ended);
+            tokio::select! {
+                status = &mut ended => {
+                    // A daemon has left the group and may hold the pipes for ever. What the command itself printed is there by now.
+                    let _ = tokio::time::timeout(LAST_WORDS, streams).await;
+                    status
+                }
+                _ = &mut streams => ended.await,
+            }
+        };
         let status = status.map_err(|error| self.error(format!("cannot be waited for: {error}")))?;
         if !status.success() {
             let complaint = String::from_utf8_lossy(&complaint).into_owned();
@@ -85,7 +101,9 @@ impl CommandTask {
             }))
             .into());
         }
-        let output = output.ok_or_else(|| self.error(format!("printed more than {MAX_OUTPUT} bytes")))?;
+        if output.len() > MAX_OUTPUT {
+            return Err(self.error(format!("printed more than {MAX_OUTPUT} bytes")));
+        }
         let text = String::from_utf8(output).map_err(|error| self.error(format!("printed text that is not UTF-8: {error}")))?;
         bounds::check_json(&text).map_err(|error| {
             let excerpt: String = text.chars().take(80).collect();
@@ -99,22 +117,17 @@ impl CommandTask {
     }
 }
 
-/// Everything that a stream gives, or `None` when it is too much. Reads on to the end, so that the program does not block.
-async fn head(stream: Option<impl AsyncRead + Unpin>) -> Option<Vec<u8>> {
-    let mut stream = stream?;
-    let mut kept = Vec::new();
-    let read = (&mut stream).take(MAX_OUTPUT as u64 + 1).read_to_end(&mut kept).await;
-    let too_much = kept.len() > MAX_OUTPUT;
+/// Keeps everything that a stream gives, up to one byte more than is taken. Reads on to the end, so that the program does not block.
+async fn head(stream: Option<impl AsyncRead + Unpin>, kept: &mut Vec<u8>) {
+    let Some(mut stream) = stream else { return };
     // A broken pipe ends the output where it broke; what was printed so far must then be JSON, or is refused.
-    drop(read);
-    tokio::io::copy(&mut stream, &mut tokio::io::sink()).await.ok();
-    (!too_much).then_some(kept)
+    let _ = (&mut stream).take(MAX_OUTPUT as u64 + 1).read_to_end(kept).await;
+    let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
 }
 
-/// The end of what a stream gives.
-async fn tail(stream: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
-    let Some(mut stream) = stream else { return Vec::new() };
-    let mut kept = Vec::new();
+/// Keeps the end of what a stream gives.
+async fn tail(stream: Option<impl AsyncRead + Unpin>, kept: &mut Vec<u8>) {
+    let Some(mut stream) = stream else { return };
     let mut chunk = [0; KEPT_STDERR];
     while let Ok(read @ 1..) = stream.read(&mut chunk).await {
         kept.extend_from_slice(&chunk[..read]);
@@ -122,7 +135,6 @@ async fn tail(stream: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
             kept.drain(..kept.len() - KEPT_STDERR);
         }
     }
-    kept
 }
 
 /// The process group of a command, killed with all that is left in it.

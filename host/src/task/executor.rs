@@ -345,27 +345,30 @@ impl TaskExecutor {
         let Some((resolved, resolution)) = resolved else { return Err(TaskError::Other(body)) };
         run.original_error = Some(body);
         run.resolved_by = Some(resolution);
-        Ok(resolved)
+        resolved
     }
 
-    /// What an answer makes of the run; `None` when a retry was asked for and no attempt is left.
-    fn resolve(&self, info: ExecutorInfo, answered: Answered, original: &ErrorBody) -> Option<Resolved> {
-        match answered {
-            Answered::Values(values) => values.into_iter().next().map(|(_, result)| Resolved::Result(result)),
+    /// What an answer makes of the run; `None` when a retry was asked for and no attempt is left. An error goes on as the task's own
+    /// does: the task is tried again while it has attempts for such an error.
+    fn resolve(&self, info: ExecutorInfo, answered: Answered, original: &ErrorBody) -> Option<Result<Resolved, TaskError>> {
+        let ended = match answered {
+            Answered::Values(values) => return values.into_iter().next().map(|(_, result)| Ok(Resolved::Result(result))),
             Answered::Directive(Directive::RetryAfter { seconds }) => {
                 let delay = Duration::try_from_secs_f64(seconds).unwrap_or(self.settings.max_retry_delay);
                 let after = delay.min(self.settings.max_retry_delay);
                 let left = info.attempts.saturating_sub(info.attempt);
-                (left > 0).then_some(Resolved::Ended(Ended::Retry { after, left }))
+                if left == 0 {
+                    return None;
+                }
+                Ended::Retry { after, left }
             }
-            Answered::Directive(Directive::Cancel { reason }) => Some(Resolved::Ended(Ended::Cancel { reason })),
-            Answered::Directive(Directive::ReplaceError { error }) => {
-                Some(Resolved::Ended(Ended::Error { error: Box::new(error) }))
-            }
-            Answered::Directive(Directive::DeadLetter { reason }) => Some(Resolved::Ended(Ended::DeadLetter { reason })),
+            Answered::Directive(Directive::Cancel { reason }) => Ended::Cancel { reason },
+            Answered::Directive(Directive::ReplaceError { error }) => return Some(Err(TaskError::Other(Box::new(error)))),
+            Answered::Directive(Directive::DeadLetter { reason }) => Ended::DeadLetter { reason },
             // Dispatch refuses directives that it does not know.
-            Answered::Directive(_) => Some(Resolved::Ended(Ended::Error { error: Box::new(original.clone()) })),
-        }
+            Answered::Directive(_) => return Some(Err(TaskError::Other(Box::new(original.clone())))),
+        };
+        Some(Ok(Resolved::Ended(ended)))
     }
 
     async fn close(&self, run: &mut Run<'_>, task: &Task) {

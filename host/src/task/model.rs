@@ -145,7 +145,7 @@ impl Task {
     /// [`TaskModelError`], the first thing that is wrong.
     pub fn from_json(line: &str) -> Result<Self, TaskModelError> {
         #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
+        #[serde(deny_unknown_fields, expecting = "a JSON object")]
         struct Line<'a> {
             #[serde(borrow)]
             task: Cow<'a, str>,
@@ -257,6 +257,7 @@ mod tests {
     fn a_bad_line_says_what_was_found_and_expected() {
         for (line, said) in [
             ("{", "not a task: EOF"),
+            ("null", "invalid type: null, expected a JSON object"),
             (r#"{"args": []}"#, "missing field `task`"),
             (r#"{"task": "a", "arg": []}"#, "unknown field `arg`"),
             (r#"{"task": "a:b"}"#, r#""a:b" is not a task name"#),

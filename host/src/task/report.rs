@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use qtasks_plugin_api::ErrorBody;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
@@ -23,6 +23,22 @@ pub enum Status {
     Cancel,
 }
 
+/// An attempt that failed, and who was asked about it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Attempt {
+    /// Which, from 1.
+    pub attempt: u32,
+    /// When it ended, in Unix seconds.
+    pub at: f64,
+    /// How long it took, in seconds.
+    pub seconds: f64,
+    /// The error it raised.
+    pub error: Box<ErrorBody>,
+    /// Each plugin that was asked, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub decisions: Vec<Decision>,
+}
+
 /// What became of a task.
 ///
 /// ```json
@@ -32,7 +48,7 @@ pub enum Status {
 /// ```
 ///
 /// `returning` is there with status `success`, `error` with `error`, `cancel_reason` with `cancel`; `dead_letter` is the reason for
-/// which a plugin set the task aside, with status `error`.
+/// which a plugin set the task aside, with status `error`. Of a task that ran more than once `history` has the attempts before.
 #[derive(Debug, Serialize)]
 pub struct TaskReport {
     /// The task's id.
@@ -61,6 +77,9 @@ pub struct TaskReport {
     /// Which plugin decided, and how.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resolved_by: Option<Resolution>,
+    /// The attempts that failed before the last one, in order, where the broker hands them on: in memory it does.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub history: Vec<Attempt>,
     /// Of the last attempt: each plugin that was asked about the error, and each that answered or failed at another step.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub decisions: Vec<Decision>,
@@ -82,6 +101,7 @@ impl TaskReport {
             // Where nobody decided, the error itself is the original.
             original_error: original_error.filter(|_| resolved_by.is_some()),
             resolved_by,
+            history: Vec::new(),
             decisions,
         };
         match ended {

@@ -38,7 +38,7 @@ pub struct TaskSettings {
     pub retry_backoff: Option<f64>,
     /// What is sent to the plugins.
     pub intercept: Option<Intercept>,
-    /// What the task sees as `ctx.config()`. For a task of the application or a command.
+    /// What the task sees as `ctx.config()`. For a task of the application: one of a plugin reads its plugin's, a command none.
     pub config: toml::Table,
 }
 

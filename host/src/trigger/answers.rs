@@ -43,22 +43,31 @@ fn without_digest<S: Serializer>(by: &Arc<PluginIdentity>, serializer: S) -> Res
 #[derive(Debug, Default)]
 pub(super) struct Gathered {
     answered: Option<Answered>,
-    /// Answers of mode `all`, in order.
-    all: Vec<Box<RawValue>>,
+    /// What the answer is a list of, while the last one was of mode `all`.
+    all: Option<Vec<Box<RawValue>>>,
 }
 
 impl Gathered {
     /// Takes a value that a plugin answered to `trigger`.
     ///
-    /// An object answered to a trigger with several returnable keys replaces the keys it names, and no others.
+    /// An object answered to a trigger with several returnable keys replaces the keys it names, and no others; in mode `all` too, since
+    /// values of different keys make no list.
     pub(super) fn take_value(&mut self, trigger: Trigger, mode: AnswerMode, answer: Box<RawValue>) -> Result<(), Box<ErrorBody>> {
         let replaced = replaced_keys(trigger, answer)?;
-        if mode == AnswerMode::All && replaced.len() == 1 {
-            let (key, value) = replaced.into_iter().next().unwrap_or(("", RawValue::NULL.to_owned()));
-            self.all.push(value);
-            self.answered = Some(Answered::Values(vec![(key, list_of(&self.all)?)]));
+        if mode == AnswerMode::All && trigger.returnable_keys().len() == 1 {
+            // The answer before it, of a plugin with another mode, is the first of the list.
+            let before = match self.answered.take() {
+                Some(Answered::Values(before)) => before,
+                _ => Vec::new(),
+            };
+            let before = self.all.take().unwrap_or_else(|| before.into_iter().map(|(_, value)| value).collect());
+            let all: Vec<_> = before.into_iter().chain(replaced.into_iter().map(|(_, value)| value)).collect();
+            let list = list_of(&all)?;
+            self.all = Some(all);
+            self.answered = Some(Answered::Values(vec![(trigger.returnable_keys()[0], list)]));
             return Ok(());
         }
+        self.all = None;
         match &mut self.answered {
             Some(Answered::Values(earlier)) => {
                 for (key, value) in replaced {
@@ -88,6 +97,7 @@ impl Gathered {
         {
             return Err(answer_error(format!("answered retry_after {seconds}; expected a number of seconds, 0 or more")));
         }
+        self.all = None;
         self.answered = Some(Answered::Directive(directive));
         Ok(())
     }
@@ -228,6 +238,31 @@ mod tests {
         gathered.take_value(trigger, AnswerMode::ReturnLast, raw(r#"{"priority": 5}"#)).expect("fits");
         let next = gathered.kwargs_for_next(r#"{"task_name": "a", "priority": 0, "args": [123456789012345678901234567890]}"#);
         assert_eq!(next.expect("JSON"), r#"{"task_name":"a","args":[123456789012345678901234567890],"priority":5}"#);
+    }
+
+    #[test]
+    fn all_makes_a_list_of_the_answers_before_it_and_never_of_different_keys() {
+        let error = Trigger::TaskExecutorRunTaskTriggerError;
+        let take = |answers: &[(AnswerMode, &str)]| {
+            let mut gathered = Gathered::default();
+            for (mode, answer) in answers {
+                match *answer {
+                    "cancel" => gathered.take_directive(error, Directive::Cancel { reason: String::new() }).expect("fits"),
+                    answer => gathered.take_value(error, *mode, raw(answer)).expect("fits"),
+                }
+            }
+            match gathered.into_answered() {
+                Some(Answered::Values(values)) => values[0].1.get().to_owned(),
+                other => panic!("{other:?}"),
+            }
+        };
+        let (all, last) = (AnswerMode::All, AnswerMode::ReturnLast);
+        assert_eq!(take(&[(last, "1"), (all, "2"), (all, "3")]), "[1,2,3]");
+        assert_eq!(take(&[(all, "1"), (last, "2"), (all, "3")]), "[2,3]", "what was replaced does not come back");
+        assert_eq!(take(&[(all, "1"), (last, "cancel"), (all, "3")]), "[3]");
+        let several = Trigger::QtasksAddTaskBeforeBroker;
+        let answered = values(several, all, &[r#"{"priority": 5}"#, r#"{"task_name": "b"}"#]);
+        assert_eq!(answered, [("priority", "5".to_owned()), ("task_name", r#""b""#.to_owned())]);
     }
 
     #[test]

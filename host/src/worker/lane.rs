@@ -77,7 +77,8 @@ pub(super) async fn run(shared: &Shared, taken: Taken, cancelled: oneshot::Recei
         record.task.attempt += 1;
         return Ended { finish: Finish { lease, record, retry: Some(Again { after, left }), attempt }, report: None };
     }
-    let report = TaskReport::new(ran, execution);
+    let mut report = TaskReport::new(ran, execution);
+    report.history.clone_from(&record.history);
     let mut record = record.ended(&report);
     after(shared, &mut record).await;
     Ended { finish: Finish { lease, record, retry: None, attempt }, report: Some(report) }
@@ -85,7 +86,8 @@ pub(super) async fn run(shared: &Shared, taken: Taken, cancelled: oneshot::Recei
 
 /// What is recorded of a task that was cancelled before it began.
 pub(super) async fn cancelled(shared: &Shared, taken: Taken, reason: String) -> Ended {
-    let report = TaskReport::new(taken.record.task.clone(), Execution::cancelled(reason));
+    let mut report = TaskReport::new(taken.record.task.clone(), Execution::cancelled(reason));
+    report.history.clone_from(&taken.record.history);
     let mut record = taken.record.ended(&report);
     after(shared, &mut record).await;
     Ended { finish: Finish { lease: taken.lease, record, retry: None, attempt: None }, report: Some(report) }
@@ -139,7 +141,7 @@ async fn task_to_run(shared: &Shared, record: &Record) -> Task {
 }
 
 /// The attempt, if it raised an error.
-fn failed_attempt(attempt: u32, begun: f64, execution: &Execution) -> Option<Attempt> {
+pub(super) fn failed_attempt(attempt: u32, begun: f64, execution: &Execution) -> Option<Attempt> {
     let error = execution.original_error.clone()?;
     let asked = |decision: &&crate::trigger::Decision| decision.trigger == Trigger::TaskExecutorRunTaskTriggerError;
     let decisions = execution.decisions.iter().filter(asked).cloned().collect();

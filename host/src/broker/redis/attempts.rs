@@ -14,9 +14,9 @@ use super::hash::Hash;
 use super::keys::Keys;
 use super::link::Link;
 use super::python_json::repr;
-use crate::broker::Finish;
 use crate::broker::error::BrokerError;
-use crate::broker::record::{Attempt, DecisionRecord};
+use crate::broker::record::DecisionRecord;
+use crate::broker::{Attempt, Finish};
 use crate::trigger::Decision;
 
 /// A failed attempt as its batch keeps it. Its fields one by one: flattened, they cost twice the time.

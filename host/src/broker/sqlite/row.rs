@@ -8,8 +8,8 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::broker::Lease;
-use crate::broker::record::{Attempt, Fields, Record, TaskStatus};
+use crate::broker::record::{Fields, Record, TaskStatus};
+use crate::broker::{Attempt, Lease};
 use crate::plugin::settings::usable;
 use crate::task::Task;
 
