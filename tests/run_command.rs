@@ -380,12 +380,13 @@ fn an_input_that_breaks_is_told_after_the_summary_and_the_plugins_are_stopped() 
 }
 
 #[test]
-fn a_stdout_that_takes_nothing_is_told_and_the_plugins_are_stopped() {
+fn a_stdout_that_takes_nothing_is_told_after_the_summary_and_the_plugins_are_stopped() {
     let place = place(&["panics_in_stop"]);
     place.write("tasks.jsonl", "{\"task\": \"nobodys\"}\n");
     let script = "exec \"$0\" run --plugins plugins --state-dir state tasks.jsonl > /dev/full";
     let ended = Host::shell(&place, script).end().expect_code(70);
-    assert_says(&ended.stderr, &["the plugin did not stop cleanly", "cannot print results: No space left on device"]);
+    assert_says(&ended.stderr, &["1 task: 0 success, 1 error", "the plugin did not stop cleanly"]);
+    assert_says(&ended.stderr, &["qtasks-host: cannot print results: No space left on device"]);
 }
 
 #[test]
