@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::support::host::{Ended, read_until};
-use crate::support::{ERROR, Host, Place, assert_says};
+use crate::support::{ERROR, Host, Place, assert_says, skipped};
 
 /// A place with these plugins.
 fn place(plugins: &[&str]) -> Place {
@@ -339,9 +339,8 @@ fn a_file_of_tasks_that_is_not_there_is_exit_code_70() {
 /// Where there is a `script` to make a terminal.
 #[test]
 fn on_a_terminal_there_is_a_progress_bar_and_each_result_has_a_line_of_its_own() {
-    if std::process::Command::new("script").arg("--version").output().is_err() {
-        eprintln!("no `script` here: not tested");
-        return;
+    if let Err(error) = std::process::Command::new("script").arg("--version").output() {
+        return skipped(&format!("script cannot be run: {error}"));
     }
     let place = place(&[]);
     place.write("tasks.jsonl", "{\"task\": \"nap\"}\n".repeat(3));
