@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::support::host::{Ended, read_until};
-use crate::support::{ERROR, Host, Place, assert_says};
+use crate::support::{ERROR, Host, Place, assert_says, skipped};
 
 /// A place with these plugins.
 fn place(plugins: &[&str]) -> Place {
@@ -339,9 +339,8 @@ fn a_file_of_tasks_that_is_not_there_is_exit_code_70() {
 /// Where there is a `script` to make a terminal.
 #[test]
 fn on_a_terminal_there_is_a_progress_bar_and_each_result_has_a_line_of_its_own() {
-    if std::process::Command::new("script").arg("--version").output().is_err() {
-        eprintln!("no `script` here: not tested");
-        return;
+    if let Err(error) = std::process::Command::new("script").arg("--version").output() {
+        return skipped(&format!("script cannot be run: {error}"));
     }
     let place = place(&[]);
     place.write("tasks.jsonl", "{\"task\": \"nap\"}\n".repeat(3));
@@ -380,12 +379,13 @@ fn an_input_that_breaks_is_told_after_the_summary_and_the_plugins_are_stopped() 
 }
 
 #[test]
-fn a_stdout_that_takes_nothing_is_told_and_the_plugins_are_stopped() {
+fn a_stdout_that_takes_nothing_is_told_after_the_summary_and_the_plugins_are_stopped() {
     let place = place(&["panics_in_stop"]);
     place.write("tasks.jsonl", "{\"task\": \"nobodys\"}\n");
     let script = "exec \"$0\" run --plugins plugins --state-dir state tasks.jsonl > /dev/full";
     let ended = Host::shell(&place, script).end().expect_code(70);
-    assert_says(&ended.stderr, &["the plugin did not stop cleanly", "cannot print results: No space left on device"]);
+    assert_says(&ended.stderr, &["1 task: 0 success, 1 error", "the plugin did not stop cleanly"]);
+    assert_says(&ended.stderr, &["qtasks-host: cannot print results: No space left on device"]);
 }
 
 #[test]

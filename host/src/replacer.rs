@@ -51,7 +51,7 @@ pub struct Replacer {
     /// Whether those on their way out are not waited for.
     at_once: watch::Sender<bool>,
     /// A plugin that hangs while it is loaded, once there is one.
-    linker_held_by: watch::Sender<Option<String>>,
+    linker_held_by: watch::Sender<Option<Late>>,
 }
 
 /// What a replacement did.
@@ -112,10 +112,11 @@ pub enum ReplaceError {
     Hangs(Late),
     /// A library hangs while it is loaded.
     #[error(
-        "plugin {0} hangs while it is loaded, and holds the dynamic linker: nothing more can be loaded in this process; restart it, the \
-         plugin is in quarantine now"
+        "plugin {} hangs while it is loaded, and holds the dynamic linker: nothing more can be loaded in this process; {}",
+        .0.plugin,
+        if .0.quarantined { "restart it, the plugin is in quarantine now" } else { "take its file away, and restart it" }
     )]
-    LinkerHeld(String),
+    LinkerHeld(Late),
     /// Loading ended without a word.
     #[error("the thread that loads plugins ended: {0}")]
     Lost(String),
@@ -180,8 +181,8 @@ impl Replacer {
         if *stopped {
             return Err(ReplaceError::Stopping);
         }
-        if let Some(plugin) = self.linker_held_by.borrow().clone() {
-            return Err(ReplaceError::LinkerHeld(plugin));
+        if let Some(late) = self.linker_held_by.borrow().clone() {
+            return Err(ReplaceError::LinkerHeld(late));
         }
         let next = self.look().await?;
         let old = self.executor.dispatcher().registry().plugins().to_vec();
@@ -214,8 +215,8 @@ impl Replacer {
                 Ok(next) => return next,
                 Err(Unfinished::Hangs(late)) if late.step == Step::Load => {
                     // Others would wait for it, and look as if they hung themselves.
-                    self.linker_held_by.send_replace(Some(late.plugin.clone()));
-                    return Err(ReplaceError::LinkerHeld(late.plugin));
+                    self.linker_held_by.send_replace(Some(late.clone()));
+                    return Err(ReplaceError::LinkerHeld(late));
                 }
                 // Those bytes are refused now, and the others are not.
                 Err(Unfinished::Hangs(late)) if late.quarantined => {
@@ -256,8 +257,8 @@ impl Replacer {
     /// new thread would wait for ever.
     pub(crate) async fn linker_held(&self) -> String {
         let mut held = self.linker_held_by.subscribe();
-        match held.wait_for(Option::is_some).await.map(|plugin| plugin.clone()) {
-            Ok(Some(plugin)) => plugin,
+        match held.wait_for(Option::is_some).await.map(|late| late.clone()) {
+            Ok(Some(late)) => late.plugin,
             // The sender is in `self`, so the channel cannot close.
             _ => std::future::pending().await,
         }
@@ -339,5 +340,20 @@ impl Replaced {
         if self.changes.is_empty() {
             tracing::info!("no plugin was replaced: what runs is what lies there, or what lies there was refused");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_library_that_holds_the_linker_it_is_told_whether_it_is_in_quarantine() {
+        let told = |quarantined| {
+            let plugin = "slow".to_owned();
+            ReplaceError::LinkerHeld(Late { plugin, deadline: Duration::ZERO, step: Step::Load, quarantined }).to_string()
+        };
+        assert!(told(true).ends_with("restart it, the plugin is in quarantine now"), "{}", told(true));
+        assert!(told(false).ends_with("take its file away, and restart it"), "{}", told(false));
     }
 }

@@ -30,6 +30,7 @@ faults! {
     a_mended_file: "a quarantined file is replaced" => "the new bytes are probed and run";
     lifted_by_hand: "a quarantine is lifted" => "probed again, and back in quarantine if it is no better";
     no_guest_program: "the guest program is another: it ends, it says nothing, it says something else" => "nothing new is loaded, nothing is in quarantine for it";
+    guest_program_that_prints: "the guest program, or the dynamic linker, prints before there is a library" => "no side effect of the library: it is loaded like any other";
     culprits_garbage: "the record of culprits is garbage" => "left out, the good lines count";
 }
 
@@ -334,4 +335,16 @@ fn no_guest_program() {
         answered(run(&place).with_input(RAISE)).stderr.lines().all(|line| !line.contains("refused")),
         "probed by the right one"
     );
+}
+
+/// As the dynamic linker does in each process while `/etc/ld.so.preload` names what is not there.
+fn guest_program_that_prints() {
+    let place = beside_good_ones("fallback");
+    let script =
+        format!("#!/bin/sh\necho of all programs\necho of all programs >&2\nexec {} \"$@\"\n", env!("CARGO_BIN_EXE_qtasks-host"));
+    let program = place.write("guest", script);
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("the file is ours");
+    let ended = answered(run(&place).arg("--guest-program").arg(&program).with_input(RAISE));
+    assert!(!ended.stderr.contains("plugin refused"), "{}", ended.stderr);
+    assert!(quarantine(&place).is_empty());
 }

@@ -27,7 +27,7 @@ pub(crate) enum ExitStatus {
     /// The task has not ended in time, or cannot be changed any more; or no worker is there.
     NotInTime = 6,
     /// Something outside of the program's control failed: a file, a stream, the broker. Or a `worker` that was stopped could neither
-    /// record nor give back all that it had.
+    /// record nor give back all that it had, or a new version of a plugin hung while a worker loaded it.
     Failed = 70,
     /// `run` was stopped by SIGTERM or Ctrl-C: what ran was finished, the rest was not begun. Or a second signal stopped `run` or `worker` at once.
     Interrupted = 130,
@@ -46,7 +46,8 @@ Exit codes:
     6  the task has not ended in time, or cannot be changed any more; or no
        worker is there
    70  a file, a stream or the broker failed; `worker`: the broker was away
-       when it was stopped, what it had comes back when the lease is over
+       when it was stopped, what it had comes back when the lease is over;
+       or a new version of a plugin hung while it was loaded
   130  `run`: stopped by SIGTERM or Ctrl-C, what ran was finished, the rest was
        not begun;
        `worker`: stopped at once by a second signal, what ran runs again";

@@ -137,7 +137,7 @@ async fn work_through(
     listening.abort();
 
     worked?;
-    let Printed { summary, whole } = printed?;
+    let Printed { summary, whole, broken } = printed?;
     // A reader that nobody needs any more may still wait for standard input, which may never end.
     let lines = if interrupted || !whole { Lines::default() } else { feeding.await.context("the reader ended")? };
     bar.finish_and_clear();
@@ -153,7 +153,7 @@ async fn work_through(
             eprintln!("plugin {} was {reason}", plugin.name());
         }
     }
-    if let Some(broken) = lines.broken {
+    if let Some(broken) = broken.or(lines.broken) {
         return Err(broken);
     }
     Ok(Some(match () {
@@ -190,6 +190,8 @@ async fn listen_for_signals(mut signals: Signals, broker: Arc<MemoryBackend>, in
 struct Printed {
     summary: Summary,
     whole: bool,
+    /// Why not all of it was; nothing where whoever reads has seen enough.
+    broken: Option<anyhow::Error>,
 }
 
 /// Prints results as they come. A closed pipe ends the run without an error: whoever reads has seen enough.
@@ -212,10 +214,13 @@ async fn print(mut reports: mpsc::Receiver<TaskReport>, bar: &ProgressBar) -> an
         // On one terminal with the bar, results go above it.
         match if beside_bar { bar.suspend(write) } else { write() } {
             Ok(()) => lines.clear(),
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(Printed { summary, whole: false }),
-            Err(error) => return Err(error).context("cannot print results"),
+            Err(error) => {
+                let broken = (error.kind() != io::ErrorKind::BrokenPipe)
+                    .then(|| anyhow::Error::new(error).context("cannot print results"));
+                return Ok(Printed { summary, whole: false, broken });
+            }
         }
         bar.set_message(format!("{} errors", summary.errors()));
     }
-    Ok(Printed { summary, whole: true })
+    Ok(Printed { summary, whole: true, broken: None })
 }

@@ -3,7 +3,7 @@
 use std::io::{self, IoSlice, Read};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
@@ -29,6 +29,8 @@ pub(crate) struct Guest {
     /// For messages.
     program: String,
     number: Arc<Number>,
+    /// How many bytes it printed before it had its library, which are not the library's.
+    printed_before: u64,
 }
 
 /// A guest's number, until its status is taken: from then on it may be another process's.
@@ -153,7 +155,14 @@ impl Guest {
         drop(command);
         let number = Number(Mutex::new(i32::try_from(child.id()).ok().and_then(Pid::from_raw)));
         let program = shown(program).to_string();
-        Ok(Self { child, socket: Arc::new(ours), nonce: start.nonce.clone(), program, number: Arc::new(number) })
+        Ok(Self {
+            child,
+            socket: Arc::new(ours),
+            nonce: start.nonce.clone(),
+            program,
+            number: Arc::new(number),
+            printed_before: 0,
+        })
     }
 
     /// Waits until it asks for its library, and hands it the one behind `library`, which it loads at once.
@@ -166,6 +175,7 @@ impl Guest {
             self.kill();
             return Err(GuestError::Spawn { program: self.program.clone(), reason });
         }
+        self.printed_before = self.in_its_pipes();
         let json = serde_json::to_vec(start).map_err(io::Error::from)?;
         let bytes = frame::encode(Kind::Start, 0, &[&json]);
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -298,10 +308,13 @@ impl Guest {
         line.map_or_else(String::new, |line| format!("; its last words: {}", line.escape_debug()))
     }
 
-    /// How many bytes it printed, as far as nobody read them.
-    pub(crate) fn printed(&mut self) -> u64 {
-        let (stdout, stderr) = self.take_output();
-        let pipes = [stdout.map(OwnedFd::from), stderr.map(OwnedFd::from)];
+    /// How many bytes it printed since it was handed its library, as long as nobody reads them.
+    pub(crate) fn printed(&self) -> u64 {
+        self.in_its_pipes().saturating_sub(self.printed_before)
+    }
+
+    fn in_its_pipes(&self) -> u64 {
+        let pipes = [self.child.stdout.as_ref().map(AsFd::as_fd), self.child.stderr.as_ref().map(AsFd::as_fd)];
         pipes.into_iter().flatten().map(|pipe| rustix::io::ioctl_fionread(pipe).unwrap_or(0)).sum()
     }
 
