@@ -1,0 +1,95 @@
+use super::*;
+
+fn subject(plugin: &str, digit: &str) -> Subject {
+    let digest = serde_json::from_value(digit.repeat(64).into()).expect("a digest");
+    Subject { digest, path: format!("/plugins/lib{plugin}.so").into(), plugin: plugin.to_owned() }
+}
+
+#[test]
+fn a_quarantine_is_lifted_by_a_whole_name_or_by_eight_digits_of_the_digest() {
+    let state = tempfile::tempdir().expect("a directory");
+    let verdicts = Verdicts::new(state.path());
+    let quarantine = |plugin, digit| {
+        verdicts.quarantine(&subject(plugin, digit), QuarantineKind::Crash, "it crashed".to_owned()).expect("room");
+    };
+    quarantine("a", "b");
+    quarantine("bbbbbbbb", "a");
+    let lifted = |which| {
+        let found = verdicts.clear(Some(which)).expect("our own files");
+        found.into_iter().map(|entry| entry.plugin).collect::<Vec<_>>()
+    };
+    for nobody in ["", "b", "bbbbbbb", "aaaaaaa", "A"] {
+        assert_eq!(lifted(nobody), Vec::<String>::new(), "{nobody:?}");
+    }
+    assert_eq!(lifted("bbbbbbbb"), ["bbbbbbbb"], "a name comes before a digest");
+    assert_eq!(lifted("bbbbbbbb"), ["a"]);
+}
+
+/// Other harm was done, whoever saw it; this kind may be admitted, and then this host must have compared the layout.
+#[test]
+fn side_effects_are_those_that_this_hosts_probe_saw() {
+    let state = tempfile::tempdir().expect("a directory");
+    let verdicts = Verdicts::new(state.path());
+    for (kind, holds) in [(QuarantineKind::SideEffect, false), (QuarantineKind::Crash, true)] {
+        let subject = subject("a", "d");
+        verdicts.quarantine(&subject, kind, "seen".to_owned()).expect("room");
+        assert!(matches!(verdicts.look(&subject.digest), Verdict::Quarantined(entry) if entry.kind == kind));
+        let entry = verdicts.read(&verdicts.file(&subject.digest)).expect("it was written");
+        verdicts.write(Entry { host: "another".to_owned(), ..entry }).expect("room");
+        assert_eq!(matches!(verdicts.look(&subject.digest), Verdict::Quarantined(_)), holds, "{kind:?}");
+    }
+}
+
+#[test]
+fn a_kind_of_a_later_version_is_a_quarantine_too() {
+    let state = tempfile::tempdir().expect("a directory");
+    let (verdicts, subject) = (Verdicts::new(state.path()), subject("a", "e"));
+    verdicts.quarantine(&subject, QuarantineKind::Crash, "it sang".to_owned()).expect("room");
+    let path = verdicts.file(&subject.digest);
+    let text = fs::read_to_string(&path).expect("it was written").replace(r#""crash""#, r#""singing""#);
+    fs::write(&path, text).expect("room");
+    let Verdict::Quarantined(entry) = verdicts.look(&subject.digest) else { panic!("it is in quarantine") };
+    assert_eq!((entry.kind, &*entry.evidence), (QuarantineKind::Other, "it sang"));
+}
+
+#[test]
+fn what_a_killed_host_left_behind_goes_and_what_another_may_be_writing_stays() {
+    let state = tempfile::tempdir().expect("a directory");
+    let verdicts = Verdicts::new(state.path());
+    let good = |digit| verdicts.good(&subject("a", digit)).expect("room");
+    good("a");
+    let aged = |name: &str, minutes: u64| {
+        let path = verdicts.directory.join(name);
+        let file = fs::File::create(&path).expect("our own directory");
+        file.set_modified(SystemTime::now() - Duration::from_secs(minutes * 60)).expect("our own file");
+        path
+    };
+    let [old, young, other] = [aged("b.1.1.tmp", 70), aged("b.1.2.tmp", 50), aged("b.txt", 70)];
+    good("c");
+    assert!(!old.exists() && young.exists() && other.exists());
+    assert_eq!(verdicts.files().len(), 2);
+}
+
+#[test]
+fn a_probe_is_given_up_by_who_began_it_and_is_nobodys_failure_while_its_process_may_live() {
+    let state = tempfile::tempdir().expect("a directory");
+    let (verdicts, subject) = (Verdicts::new(state.path()), subject("a", "c"));
+    let unfinished = |verdict| matches!(verdict, Verdict::Quarantined(entry) if entry.kind == QuarantineKind::Unfinished);
+    let by = |change: &dyn Fn(&mut ProcessMark)| {
+        verdicts.begin(&subject).expect("room");
+        let mut entry = verdicts.read(&verdicts.file(&subject.digest)).expect("it was written");
+        change(entry.process.as_mut().expect("this process"));
+        verdicts.write(entry).expect("room");
+        verdicts.look(&subject.digest)
+    };
+    assert!(matches!(by(&|_| {}), Verdict::Unknown), "this process is at it");
+    assert!(unfinished(by(&|process| process.started += 1)), "it has ended");
+    assert!(unfinished(by(&|process| process.boot = "another".to_owned())), "the machine went down");
+    let of_a_container = |process: &mut ProcessMark| (process.started, process.namespace) = (1, "pid:[1]".into());
+    assert!(matches!(by(&of_a_container), Verdict::Unknown), "nobody here can tell");
+    verdicts.give_up_probes();
+    assert!(verdicts.file(&subject.digest).exists(), "it is another process'");
+    by(&|_| {});
+    verdicts.give_up_probes();
+    assert!(!verdicts.file(&subject.digest).exists());
+}
