@@ -347,7 +347,9 @@ fn on_a_terminal_there_is_a_progress_bar_and_each_result_has_a_line_of_its_own()
     place.write("qtasks-host.toml", "[tasks.nap]\ncommand = ['sh', '-c', 'sleep 0.2; echo 1']\n");
     let shown = |flags: &str| {
         let run = format!("$0 run --state-dir state --concurrency 1 {flags} tasks.jsonl");
-        Host::shell(&place, &format!("script -qec \"{run}\" /dev/null")).end().expect_code(0).stdout
+        // Without a name for its kind, no terminal gets a bar.
+        let host = Host::shell(&place, &format!("script -qec \"{run}\" /dev/null")).env("TERM", "xterm");
+        host.end().expect_code(0).stdout
     };
     let with_bar = shown("");
     assert!(with_bar.contains(" 1 tasks, "), "{with_bar:?}");
