@@ -264,10 +264,6 @@ impl Replacer {
         }
     }
 
-    pub(crate) fn is_linker_held(&self) -> bool {
-        self.linker_held_by.borrow().is_some()
-    }
-
     /// Waits until all that made room has been stopped.
     pub async fn drained(&self) {
         // The sender is in `self`, so the channel cannot close.

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::broker::{BrokerError, Component, Store};
+use crate::plugin::start_watch::linker_is_held;
 use crate::queue_tasks::QueueTasks;
 use crate::replacer::Replacer;
 use crate::signals::Signals;
@@ -110,7 +111,7 @@ impl Starter {
         let working = async {
             let worked = worker.run(reports).await;
             // What a plugin would still have to do may wait for the linker.
-            if replacer.is_linker_held() {
+            if linker_is_held() {
                 return worked.map(|_| Ran::LinkerHeld);
             }
             store.dispatcher().fire(Trigger::StarterStop, &Kwargs { starter: info(&store) }).await;
