@@ -45,6 +45,7 @@ mod in_handlers_here;
 mod in_handlers_isolated;
 mod in_the_directory;
 mod lifecycle;
+mod restarts;
 mod state;
 
 /// The table, part by part.
@@ -53,6 +54,7 @@ const PARTS: &[(&str, &[Row])] = &[
     ("While a library is loaded", at_load::ROWS),
     ("Libraries that are no Rust", in_c::ROWS),
     ("In a handler or task, in a process of its own", in_handlers_isolated::ROWS),
+    ("Started again after its process ended", restarts::ROWS),
     ("In a handler or task, in the host's process", in_handlers_here::ROWS),
     ("Replaced, stopped, and looked at", lifecycle::ROWS),
     ("Verdicts, quarantine and the state directory", state::ROWS),
