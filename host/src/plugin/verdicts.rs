@@ -310,12 +310,21 @@ impl Verdicts {
             // The owner's alone, whatever the umask: a verdict that others may write to is not believed when it is read.
             let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
             file.write_all(&json)?;
-            // Only what is on the disk survives a power cut, which is what `probing` is for. A good verdict that is lost costs
-            // another probe.
-            if entry.state != State::Good {
+            // Only what is on the disk survives a power cut, under its name, which is what `probing` is for. A good verdict that is
+            // lost costs another probe.
+            let must_last = entry.state != State::Good;
+            if must_last {
                 file.sync_all()?;
             }
-            fs::rename(&temporary, &path)
+            fs::rename(&temporary, &path)?;
+            if !must_last {
+                return Ok(());
+            }
+            match fs::File::open(&self.directory)?.sync_all() {
+                // A network's file system may know no such thing.
+                Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => Ok(()),
+                synced => synced,
+            }
         };
         write().map_err(|source| {
             let _ = fs::remove_file(&temporary);
