@@ -255,8 +255,7 @@ impl App {
         // Before it is looked at: what changes from here on is seen.
         let changes = self.watch();
         // A plugin's create and start may wait.
-        let starting = tokio::task::spawn_blocking(move || self.start_here(policy, changes));
-        match watch.wait(&state_dir, starting).await {
+        match watch.load(state_dir, move || self.start_here(policy, changes)).await {
             Ok(started) => started,
             Err(Unfinished::Hangs(late)) => Err(StartError::Hangs(late)),
             Err(Unfinished::Lost(said)) => Err(StartError::Lost(said)),

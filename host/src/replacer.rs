@@ -210,8 +210,7 @@ impl Replacer {
             let policy = LoadPolicy { watch: Arc::default(), ..self.settings.policy.clone() };
             let watch = Arc::clone(&policy.watch);
             let replacer = Arc::clone(self);
-            let looking = tokio::task::spawn_blocking(move || replacer.look_here(&policy));
-            match watch.wait(&self.settings.policy.state_dir, looking).await {
+            match watch.load(self.settings.policy.state_dir.clone(), move || replacer.look_here(&policy)).await {
                 Ok(next) => return next,
                 Err(Unfinished::Hangs(late)) if late.step == Step::Load => {
                     // Others would wait for it, and look as if they hung themselves.

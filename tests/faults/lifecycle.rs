@@ -28,6 +28,7 @@ faults! {
     new_version_hangs_here: "a new version hangs in its start, in the host's process" => "quarantined as `time-out`; the old version serves, and the other files are looked at";
     new_version_hangs_isolated: "a new version hangs in its start, in a process of its own" => "`isolated`; the old version serves";
     new_version_hangs_while_it_is_loaded: "a library hangs while a worker loads it, and did not in the probe" => "quarantined as `time-out`; the worker finishes what it can, and exits with 70; its tasks run again";
+    the_linker_is_held_from_the_runtime: "the same, while the only thread of the worker's runtime waits for the dynamic linker" => "quarantined as `time-out`; the worker exits with 70 within ten seconds of its drain deadline; its tasks run again";
     task_of_the_application: "a new version provides a task that the application has" => "`task-taken`; the old version serves";
     trigger_not_handled: "a plugin is added that does not handle what the settings name" => "nothing is replaced; it is stopped";
     task_of_another_plugin: "a new version provides a task of another plugin" => "`task-taken`; the old version serves";
@@ -194,6 +195,29 @@ fn new_version_hangs_while_it_is_loaded() {
     let next = project.start(&["lease = 2"]);
     drop(fs::OpenOptions::new().write(true).open(&go_on).expect("the task reads, this time to its end"));
     assert_eq!(project.wait(&uuid)["returning"], 1);
+    assert!(next.stop().0.success());
+}
+
+/// As if a plugin used a thread-local of its own for the first time.
+fn the_linker_is_held_from_the_runtime() {
+    let project = Project::sqlite(&["constructor_hangs_in_the_host", "opens_a_library"]);
+    let library = project.place.plugins().join("libconstructor_hangs_in_the_host.so");
+    let bytes = fs::read(&library).expect("our own file");
+    fs::write(&library, "not yet").expect("our own file");
+    let hangs = project.place.fifo("hangs");
+    let settings = ["drain_deadline = 0.2", "lease = 2", "plugins.constructor-hangs-in-the-host.start_deadline = 5"];
+    let command = settings.iter().fold(project.worker().env("TOKIO_WORKER_THREADS", "1"), |host, setting| host.set(setting));
+    let worker = Worker::spawn(command);
+    fs::write(&library, &bytes).expect("our own file");
+    worker.signal(Signal::HUP);
+    drop(fs::OpenOptions::new().write(true).open(&hangs).expect("the library is being loaded in the host"));
+    let uuid = project.add(&["open"]);
+    let (status, said) = worker.end();
+    assert_eq!(status.code(), Some(70), "{said}");
+    let entries = quarantine(&project.place);
+    assert_eq!((entries.len(), &entries[0]["kind"]), (1, &json!("time-out")), "{entries:?}");
+    let next = project.start(&["lease = 2"]);
+    assert_eq!(project.wait(&uuid)["returning"], true);
     assert!(next.stop().0.success());
 }
 

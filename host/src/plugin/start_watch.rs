@@ -2,11 +2,12 @@
 //! with its name, and the next start keeps it out.
 
 use std::io;
-use std::path::Path;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::task::JoinHandle;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 
 use super::fatal::end_at_once;
 use super::verdicts::{QuarantineKind, Subject, Verdicts};
@@ -97,20 +98,64 @@ fn hold_linker() {
 const LOOK: Duration = Duration::from_millis(50);
 
 impl StartWatch {
-    /// Waits for what a thread loads, unless a plugin is late there; then its bytes are in quarantine, and the thread is left to itself.
+    /// Runs `load` on a thread of the runtime where it may wait, and gives what it gave, unless a plugin is late there: then its bytes
+    /// are in quarantine, and that thread is left to itself. Who looks after it is a thread of its own, begun before: a library that
+    /// holds the dynamic linker may hold up those of the runtime.
     ///
     /// # Errors
     ///
     /// [`Unfinished`].
-    pub(crate) async fn wait<T>(&self, state_dir: &Path, mut loading: JoinHandle<T>) -> Result<T, Unfinished> {
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub(crate) async fn load<T: Send + 'static>(
+        self: Arc<Self>,
+        state_dir: PathBuf,
+        load: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Unfinished> {
+        let runtime = Handle::current();
+        let (ended, ends) = oneshot::channel();
+        let watching = std::thread::Builder::new().name("qtasks-load".to_owned()).spawn(move || {
+            // Whoever asked may have stopped waiting; what was begun goes to its end all the same.
+            let _ = ended.send(self.load_here(&runtime, &state_dir, load));
+        });
+        let lost = |error: String| Err(Unfinished::Lost(error));
+        match watching {
+            Ok(_) => ends.await.unwrap_or_else(|error| lost(error.to_string())),
+            Err(error) => lost(error.to_string()),
+        }
+    }
+
+    fn load_here<T: Send + 'static>(
+        &self,
+        runtime: &Handle,
+        state_dir: &Path,
+        load: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Unfinished> {
+        // Before anything is loaded: a thread's first use of the runtime takes the linker, and so would that of a channel.
+        let _entered = runtime.enter();
+        let slot = Arc::new((Mutex::new(None), Condvar::new()));
+        let filled = Arc::clone(&slot);
+        let loading = runtime.spawn_blocking(move || {
+            let loaded = load();
+            *filled.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(loaded);
+            filled.1.notify_one();
+        });
         loop {
-            match tokio::time::timeout(LOOK, &mut loading).await {
-                Ok(loaded) => return loaded.map_err(|error| Unfinished::Lost(error.to_string())),
-                Err(_) => {
-                    if let Some(late) = self.late(state_dir) {
-                        return Err(Unfinished::Hangs(late));
-                    }
-                }
+            let has_ended = loading.is_finished();
+            let empty = slot.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let (mut looked, _) =
+                slot.1.wait_timeout_while(empty, LOOK, |slot| slot.is_none()).unwrap_or_else(PoisonError::into_inner);
+            if let Some(loaded) = looked.take() {
+                return Ok(loaded);
+            }
+            if has_ended {
+                let ended = runtime.block_on(loading);
+                return Err(Unfinished::Lost(ended.map_or_else(|error| error.to_string(), |()| "it gave nothing".to_owned())));
+            }
+            if let Some(late) = self.late(state_dir) {
+                return Err(Unfinished::Hangs(late));
             }
         }
     }
