@@ -4,6 +4,7 @@
 //! of tasks, many at once; `upkeep` does what has to be done now and then.
 
 mod finisher;
+mod function_info;
 mod lane;
 pub mod settings;
 mod stop;

@@ -5,14 +5,16 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
+use super::Backend;
 use super::component::Component;
 use super::error::BrokerError;
-use super::store::Store;
+use crate::trigger::Dispatcher;
 
 /// The global config of a project: texts by name and key.
 #[derive(Debug, Clone, Copy)]
 pub struct GlobalConfig<'a> {
-    store: &'a Store,
+    backend: &'a dyn Backend,
+    dispatcher: &'a Dispatcher,
 }
 
 /// kwargs of the triggers that carry the component alone.
@@ -34,8 +36,8 @@ impl<'a> GlobalConfig<'a> {
     /// The component as plugins see it.
     pub(crate) const COMPONENT: Component = Component::named("GlobalConfig");
 
-    pub(super) const fn new(store: &'a Store) -> Self {
-        Self { store }
+    pub(super) const fn new(backend: &'a dyn Backend, dispatcher: &'a Dispatcher) -> Self {
+        Self { backend, dispatcher }
     }
 
     /// Sets the value of `key` in the config `name`.
@@ -55,14 +57,14 @@ impl<'a> GlobalConfig<'a> {
         }
         let (mut name, mut key, mut value) = (name.to_owned(), key.to_owned(), value.to_owned());
         let trigger = Trigger::GlobalConfigSet;
-        if self.store.asks(trigger) {
+        if self.dispatcher.has_subscribers(trigger) {
             let kwargs = Set { global_config: COMPONENT, name: &name, name_: &name, key: &key, value: &value };
-            let mut answered = self.store.fire(trigger, &kwargs).await;
+            let mut answered = self.dispatcher.fire(trigger, &kwargs).await;
             for (part, answer) in [("name", &mut name), ("key", &mut key), ("value", &mut value)] {
                 read(trigger, answered.take(part), answer);
             }
         }
-        self.store.backend().config_set(name, key, value).await
+        self.backend.config_set(name, key, value).await
     }
 
     /// The value of `key` in the config `name`.
@@ -71,7 +73,7 @@ impl<'a> GlobalConfig<'a> {
     ///
     /// [`BrokerError`].
     pub async fn get(self, name: &str, key: &str) -> Result<Option<String>, BrokerError> {
-        let all = self.store.backend().config_get_all(name.to_owned()).await?;
+        let all = self.backend.config_get_all(name.to_owned()).await?;
         let mut found = all.into_iter().find_map(|(known, value)| (known == key).then_some(value));
         self.ask(Trigger::GlobalConfigGet, &mut found).await;
         Ok(found)
@@ -83,7 +85,7 @@ impl<'a> GlobalConfig<'a> {
     ///
     /// [`BrokerError`].
     pub async fn get_all(self, name: &str) -> Result<Vec<(String, String)>, BrokerError> {
-        let all = self.store.backend().config_get_all(name.to_owned()).await?;
+        let all = self.backend.config_get_all(name.to_owned()).await?;
         self.ask_about_pairs(Trigger::GlobalConfigGetAll, all).await
     }
 
@@ -93,7 +95,7 @@ impl<'a> GlobalConfig<'a> {
     ///
     /// [`BrokerError`].
     pub async fn get_match(self, name: &str, prefix: &str) -> Result<Vec<(String, String)>, BrokerError> {
-        let mut all = self.store.backend().config_get_all(name.to_owned()).await?;
+        let mut all = self.backend.config_get_all(name.to_owned()).await?;
         all.retain(|(key, _)| key.starts_with(prefix));
         self.ask_about_pairs(Trigger::GlobalConfigGetMatch, all).await
     }
@@ -104,8 +106,8 @@ impl<'a> GlobalConfig<'a> {
     ///
     /// [`BrokerError`].
     pub async fn set_status(self) -> Result<(), BrokerError> {
-        self.store.fire(Trigger::GlobalConfigSetStatus, &Kwargs { global_config: COMPONENT }).await;
-        self.store.backend().set_running().await
+        self.dispatcher.fire(Trigger::GlobalConfigSetStatus, &Kwargs { global_config: COMPONENT }).await;
+        self.backend.set_running().await
     }
 
     /// Whether a worker of the project is there.
@@ -114,29 +116,29 @@ impl<'a> GlobalConfig<'a> {
     ///
     /// [`BrokerError`].
     pub async fn is_running(self) -> Result<bool, BrokerError> {
-        let mut status = self.store.backend().is_running().await?.then(|| "running".to_owned());
+        let mut status = self.backend.is_running().await?.then(|| "running".to_owned());
         self.ask(Trigger::GlobalConfigGet, &mut status).await;
         Ok(status.as_deref() == Some("running"))
     }
 
     pub(super) async fn started(self) {
-        self.store.fire(Trigger::GlobalConfigStart, &Kwargs { global_config: COMPONENT }).await;
+        self.dispatcher.fire(Trigger::GlobalConfigStart, &Kwargs { global_config: COMPONENT }).await;
     }
 
     pub(super) async fn stopped(self) {
-        self.store.fire(Trigger::GlobalConfigStop, &Kwargs { global_config: COMPONENT }).await;
+        self.dispatcher.fire(Trigger::GlobalConfigStop, &Kwargs { global_config: COMPONENT }).await;
     }
 
     async fn ask<T: Serialize + DeserializeOwned + Sync>(self, trigger: Trigger, get: &mut T) {
-        if self.store.asks(trigger) {
-            let mut answered = self.store.fire(trigger, &GetKwargs { global_config: COMPONENT, get: &*get }).await;
+        if self.dispatcher.has_subscribers(trigger) {
+            let mut answered = self.dispatcher.fire(trigger, &GetKwargs { global_config: COMPONENT, get: &*get }).await;
             read(trigger, answered.take("get"), get);
         }
     }
 
     /// Plugins see an object, as a config is one.
     async fn ask_about_pairs(self, trigger: Trigger, pairs: Vec<(String, String)>) -> Result<Vec<(String, String)>, BrokerError> {
-        if !self.store.asks(trigger) {
+        if !self.dispatcher.has_subscribers(trigger) {
             return Ok(pairs);
         }
         let mut object: std::collections::BTreeMap<String, String> = pairs.into_iter().collect();

@@ -112,7 +112,7 @@ impl Store {
     /// The values that workers and clients of the project share.
     #[must_use]
     pub fn global_config(&self) -> GlobalConfig<'_> {
-        GlobalConfig::new(self)
+        GlobalConfig::new(&*self.backend, &self.dispatcher)
     }
 
     /// Puts new tasks into the queue, all or none. Gives them as they were put.

@@ -7,7 +7,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 
-use super::lane::FunctionInfo;
+use super::function_info::FunctionInfo;
 use super::stop::Stop;
 use super::{FIRST_PAUSE, LONGEST_PAUSE, Shared};
 use crate::broker::{Finish, Lease, Record};

@@ -9,27 +9,13 @@ use tokio::sync::oneshot;
 use qtasks_plugin_api::Trigger;
 
 use super::finisher::Ended;
+use super::function_info::FunctionInfo;
 use super::{Shared, WorkerInfo, execute};
 use crate::broker::answered::{fields_in, fields_of, replace, replace_whole};
 use crate::broker::component::{Component, TaskParts};
 use crate::broker::{Again, Attempt, Finish, Record, Taken, unix_now};
 use crate::shown::chain;
 use crate::task::{self, Execution, Task, TaskReport};
-
-/// `task_func` in an event; `null` for a task that nobody provides.
-#[derive(Debug, Serialize)]
-pub(super) struct FunctionInfo {
-    name: Arc<str>,
-    provided_by: Arc<str>,
-}
-
-impl FunctionInfo {
-    pub(super) fn of(shared: &Shared, name: &str) -> Option<Self> {
-        let tasks = shared.executor.tasks();
-        let function = tasks.get(name)?;
-        Some(Self { name: function.name().into(), provided_by: function.provided_by().into() })
-    }
-}
 
 /// A task has come to this worker.
 pub(super) async fn added(shared: &Shared, taken: &mut Taken) {

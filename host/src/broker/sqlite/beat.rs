@@ -8,8 +8,7 @@ use rusqlite::Connection;
 use tokio::sync::mpsc::UnboundedSender;
 use uuid::Uuid;
 
-use super::connection::error_of;
-use super::writer::in_transaction;
+use super::connection::{error_of, in_transaction};
 use crate::broker::Cancellation;
 use crate::broker::record::unix_now;
 use crate::broker::watched::{BEATS_OF_A_LEASE, Written};

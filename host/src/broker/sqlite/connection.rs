@@ -1,4 +1,4 @@
-//! Opening the file, and what its errors mean.
+//! Opening the file, transactions in it, and what its errors mean.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -56,6 +56,20 @@ pub(super) fn connect(path: &Path, synchronous: Synchronous) -> rusqlite::Result
     // in the log several times by then, and are written there once.
     connection.pragma_update(None, "wal_autocheckpoint", 4000)?;
     Ok(connection)
+}
+
+/// Runs `work` in a transaction that takes the write lock at once, so that it never has to be begun again half-way.
+pub(super) fn in_transaction<T>(connection: &Connection, work: impl FnOnce() -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+    connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+    let done = work().and_then(|done| {
+        connection.prepare_cached("COMMIT")?.execute([])?;
+        Ok(done)
+    });
+    // Some errors have ended the transaction already.
+    if done.is_err() && !connection.is_autocommit() {
+        connection.execute_batch("ROLLBACK")?;
+    }
+    done
 }
 
 enum Found {

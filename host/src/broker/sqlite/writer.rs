@@ -12,7 +12,7 @@ use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 use super::beat::Beat;
-use super::connection::error_of;
+use super::connection::{error_of, in_transaction};
 use crate::broker::error::{BrokerError, BrokerErrorKind};
 
 /// Most requests in one transaction.
@@ -182,18 +182,4 @@ fn write_all(connection: &Connection, place: &Arc<str>, batch: &mut Vec<Box<dyn 
         let alone = in_transaction(connection, || job.run(connection));
         job.answer(alone.map_err(|error| error_of(place, error)));
     }
-}
-
-/// Runs `work` in a transaction that takes the write lock at once, so that it never has to be begun again half-way.
-pub(super) fn in_transaction<T>(connection: &Connection, work: impl FnOnce() -> rusqlite::Result<T>) -> rusqlite::Result<T> {
-    connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-    let done = work().and_then(|done| {
-        connection.prepare_cached("COMMIT")?.execute([])?;
-        Ok(done)
-    });
-    // Some errors have ended the transaction already.
-    if done.is_err() && !connection.is_autocommit() {
-        connection.execute_batch("ROLLBACK")?;
-    }
-    done
 }
