@@ -23,6 +23,9 @@ use qtasks_plugin_api::abi::{ABI_MAJOR, ABI_MINOR};
 
 /// Largest verdict file that is read: 64 KiB.
 const MAX_FILE: u64 = 64 << 10;
+/// Most characters of evidence that are kept, some of which are a library's own words: what is larger than [`MAX_FILE`] would not be
+/// believed.
+const MAX_EVIDENCE: usize = 2000;
 /// Most verdicts that are kept; the oldest go first.
 const MAX_ENTRIES: usize = 20_000;
 /// A temporary file that is older was left behind by a host that was killed: writing one takes milliseconds.
@@ -184,7 +187,7 @@ impl Verdicts {
             (State::Probing, before) => Verdict::Quarantined(Box::new(quarantined(
                 &entry.subject,
                 QuarantineKind::Unfinished,
-                "a probe of it began and never ended: the host or the machine went down".to_owned(),
+                "a probe of it began and never ended: the host or the machine went down",
                 before.map_or(0, |before| before.count),
             ))),
             _ => Verdict::Unknown,
@@ -226,7 +229,7 @@ impl Verdicts {
         evidence: String,
     ) -> Result<Quarantined, VerdictError> {
         let before = self.read(&self.file(&subject.digest)).and_then(|entry| entry.quarantined).map_or(0, |before| before.count);
-        let quarantined = quarantined(subject, kind, evidence, before);
+        let quarantined = quarantined(subject, kind, &evidence, before);
         self.write(Entry {
             host: this_host(),
             state: State::Quarantined,
@@ -373,14 +376,14 @@ fn modified(path: &Path) -> Option<SystemTime> {
     fs::symlink_metadata(path).ok()?.modified().ok()
 }
 
-fn quarantined(subject: &Subject, kind: QuarantineKind, evidence: String, before: u32) -> Quarantined {
+fn quarantined(subject: &Subject, kind: QuarantineKind, evidence: &str, before: u32) -> Quarantined {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     Quarantined {
         digest: subject.digest,
         path: subject.path.clone(),
         plugin: subject.plugin.clone(),
         kind,
-        evidence,
+        evidence: evidence.chars().take(MAX_EVIDENCE).collect(),
         since,
         count: before.saturating_add(1),
     }

@@ -52,6 +52,18 @@ fn a_kind_of_a_later_version_is_a_quarantine_too() {
     assert_eq!((entry.kind, &*entry.evidence), (QuarantineKind::Other, "it sang"));
 }
 
+/// A plugin writes some of the evidence, such as the error with which it does not start again.
+#[test]
+fn evidence_without_end_is_a_quarantine_too() {
+    let state = tempfile::tempdir().expect("a directory");
+    let (verdicts, subject) = (Verdicts::new(state.path()), subject("a", "f"));
+    for text in ["it sang: ", "\u{1}", "\u{10ffff}"] {
+        let given = verdicts.quarantine(&subject, QuarantineKind::RepeatedFailure, text.repeat(1 << 20)).expect("room");
+        let Verdict::Quarantined(entry) = verdicts.look(&subject.digest) else { panic!("it is in quarantine") };
+        assert!(entry.evidence == given.evidence && entry.evidence.starts_with(text), "{}", entry.evidence);
+    }
+}
+
 #[test]
 fn what_a_killed_host_left_behind_goes_and_what_another_may_be_writing_stays() {
     let state = tempfile::tempdir().expect("a directory");
