@@ -25,6 +25,7 @@ faults! {
     disk_is_full: "the disk of the state directory is full" => "what is known good runs, nothing is loaded that was not probed";
     disk_is_read_only: "the disk of the state directory is read-only" => "what is known good runs, nothing is loaded that was not probed";
     probing_by_the_dead: "a probe is on record whose host is gone" => "quarantined as `unfinished`";
+    disk_is_full_after_a_probe: "the disk of the state directory is full once a probe has begun" => "the library is not loaded, and not in quarantine: probed again when there is room";
     probing_by_the_living: "a probe is on record whose host lives" => "probed again";
     hosts_at_once: "several hosts start on one state directory" => "each probes or believes; none is disturbed";
     a_mended_file: "a quarantined file is replaced" => "the new bytes are probed and run";
@@ -206,6 +207,28 @@ fn disk_is_full() {
 
 fn disk_is_read_only() {
     disk_that_takes_nothing("QTASKS_TEST_READ_ONLY", "Read-only file system");
+}
+
+/// The guest fills the disk before it begins, and after its probe was noted.
+fn disk_is_full_after_a_probe() {
+    let place = good_ones();
+    let shim = place.path("full_disk.so");
+    if !c::compile("full_disk", &shim, &[]) {
+        return;
+    }
+    place.copy("fallback");
+    let (verdicts, mark) = (place.state().join("verdicts"), place.path("mark"));
+    let noted = format!("grep -qs probing {}/*.json", verdicts.display());
+    let host = env!("CARGO_BIN_EXE_qtasks-host");
+    let script = format!("#!/bin/sh\nuntil {noted}; do :; done\n: >{}\nexec {host} \"$@\"\n", mark.display());
+    let program = place.write("guest", script);
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("the file is ours");
+    let filled = run(&place).arg("--guest-program").arg(&program).env("LD_PRELOAD", &shim).env("QTASKS_TEST_FULL", &mark);
+    let ended = answered(filled.with_input(RAISE));
+    refused(&ended, "fallback", "probe-failed", &["cannot write the verdict ", "No space left on device"]);
+    let ended = answered(run(&place).with_input(RAISE));
+    assert!(!ended.stderr.contains("plugin refused"), "{}", ended.stderr);
+    assert!(quarantine(&place).is_empty());
 }
 
 /// What `proc(5)` says of this process, which lives.

@@ -200,9 +200,11 @@ impl Verdicts {
         self.write(Entry { host: this_host(), state: State::Probing, process, subject: subject.clone(), quarantined: None })
     }
 
-    /// Notes that the bytes are good.
+    /// Notes that the bytes are good. Where there is no room for that they are forgotten: still under probe once this process has
+    /// ended, they would be taken for what ended it.
     pub(super) fn good(&self, subject: &Subject) -> Result<(), VerdictError> {
         self.write(Entry { host: this_host(), state: State::Good, process: None, subject: subject.clone(), quarantined: None })
+            .inspect_err(|_| self.forget(subject))
     }
 
     /// Forgets the bytes: a probe that could not be held says nothing about them.
