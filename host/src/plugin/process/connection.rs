@@ -1,7 +1,7 @@
 //! One life of a plugin's process: calls go over its socket, several at once, and what it says is taken until it ends.
 
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, Cursor};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ pub(super) const STOP: u64 = u64::MAX;
 /// One life of the process.
 #[derive(Debug)]
 pub(super) struct Connection {
-    writer: tokio::sync::Mutex<OwnedWriteHalf>,
+    writer: tokio::sync::Mutex<Writer>,
     pending: Mutex<HashMap<u64, oneshot::Sender<Outcome>>>,
     guest: Mutex<Guest>,
     /// How it ended, once it has.
@@ -40,7 +40,7 @@ impl Connection {
         let (reader, writer) = tokio::net::UnixStream::from_std(socket)?.into_split();
         let (stdout, stderr) = guest.take_output();
         let connection = Arc::new(Self {
-            writer: tokio::sync::Mutex::new(writer),
+            writer: tokio::sync::Mutex::new(Writer { socket: writer, begun: Cursor::default() }),
             pending: Mutex::default(),
             guest: Mutex::new(guest),
             ended: OnceLock::new(),
@@ -84,7 +84,7 @@ impl Connection {
             pending.insert(id, sender);
         }
         let mut waiting = Waiting { connection: self, id, answered: false };
-        self.send(&frame).await;
+        self.send(frame).await;
         // Looked at after the insertion: an end before it would have found no sender to drop.
         if let Some(ended) = self.ended.get() {
             return crashed(ended);
@@ -94,9 +94,9 @@ impl Connection {
         outcome.unwrap_or_else(|_| crashed(self.ended.get().map_or("ended", String::as_str)))
     }
 
-    pub(super) async fn send(&self, bytes: &[u8]) {
+    pub(super) async fn send(&self, frame: Vec<u8>) {
         // A broken socket is noticed by the reader, which knows more about it.
-        let _ = self.writer.lock().await.write_all(bytes).await;
+        let _ = self.writer.lock().await.send(frame).await;
     }
 
     /// Takes what comes from the process until it ends, and then tells everybody who waits.
@@ -161,6 +161,26 @@ impl Connection {
     }
 }
 
+/// The socket's writing end.
+#[derive(Debug)]
+struct Writer {
+    socket: OwnedWriteHalf,
+    /// The frame of a sender that was dropped in the middle of it. The other side waits for the rest, and would take what comes next
+    /// for it.
+    begun: Cursor<Vec<u8>>,
+}
+
+impl Writer {
+    /// Sends a frame, after what is left of the one before it.
+    async fn send(&mut self, frame: Vec<u8>) -> io::Result<()> {
+        self.socket.write_all_buf(&mut self.begun).await?;
+        self.begun = Cursor::new(frame);
+        self.socket.write_all_buf(&mut self.begun).await?;
+        self.begun = Cursor::default();
+        Ok(())
+    }
+}
+
 /// A call in the map of those that wait. When nobody waits any more it leaves, and the plugin is told.
 struct Waiting<'a> {
     connection: &'a Arc<Connection>,
@@ -173,7 +193,7 @@ impl Drop for Waiting<'_> {
         self.connection.pending().remove(&self.id);
         if !self.answered && self.connection.ended.get().is_none() {
             let (connection, cancel) = (Arc::clone(self.connection), frame::encode(Kind::Cancel, self.id, &[]));
-            tokio::spawn(async move { connection.send(&cancel).await });
+            tokio::spawn(async move { connection.send(cancel).await });
         }
     }
 }
@@ -198,5 +218,34 @@ pub(super) fn blocking<T>(body: impl FnOnce() -> T) -> T {
     match tokio::runtime::Handle::current().runtime_flavor() {
         tokio::runtime::RuntimeFlavor::MultiThread => tokio::task::block_in_place(body),
         _ => body(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_sender_that_is_dropped_leaves_no_half_of_a_frame() {
+        let (ours, mut theirs) = tokio::net::UnixStream::pair().expect("two sockets");
+        let (_reader, socket) = ours.into_split();
+        socket.writable().await.expect("there is room");
+        let mut writer = Writer { socket, begun: Cursor::default() };
+        let first = frame::encode(Kind::Call, 1, &[&[b'x'; 8 << 20]]);
+        tokio::select! {
+            biased;
+            _ = writer.send(first.clone()) => panic!("no socket holds that much"),
+            () = std::future::ready(()) => {}
+        }
+        let second = frame::encode(Kind::Cancel, 1, &[]);
+        let (mut both, mut came) = (first, Vec::new());
+        both.extend_from_slice(&second);
+        let sending = async {
+            writer.send(second).await.expect("somebody reads");
+            drop(writer);
+        };
+        let (read, ()) = tokio::join!(theirs.read_to_end(&mut came), sending);
+        assert_eq!(read.expect("it can be read"), both.len());
+        assert!(came == both);
     }
 }

@@ -58,7 +58,7 @@ impl Isolated {
             Err(_) => {
                 let cancel = frame::encode(Kind::Cancel, id, &[]);
                 // Together: the call may still be writing its own frame, and hold what the other has to wait for.
-                let told = async { tokio::join!(connection.send(&cancel), &mut call) };
+                let told = async { tokio::join!(connection.send(cancel), &mut call) };
                 if tokio::time::timeout(GRACE, told).await.is_err() {
                     connection.end(format!("was killed: a call of {name} missed its deadline and did not end when told")).await;
                 }
