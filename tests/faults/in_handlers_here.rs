@@ -22,6 +22,7 @@ faults! {
     stack_overflow: "a handler overflows its stack" => "ends the host; the plugin is named, and in quarantine at the next start";
     exit_on_another_thread: "a thread of the plugin calls `exit(0)`" => "ends the host, unnamed: the thread is not the host's";
     task_segfault: "a task writes to memory that is not there" => "ends the host; the plugin is named, and in quarantine at the next start";
+    segfault_at_its_end: "a plugin writes to memory that is not there when it is destroyed" => "ends the host; the plugin is named, and in quarantine at the next start";
     throws_a_foreign_exception: "a handler throws an exception as C++ does" => "ends the host; the plugin is named, and in quarantine at the next start";
     longjmps: "a handler jumps out of itself with `longjmp`" => "ends the host; the plugin is named, and in quarantine at the next start";
     answer_of_static_memory: "a handler answers with memory that cannot be freed" => "ends the host; the plugin is named, and in quarantine at the next start";
@@ -93,6 +94,15 @@ fn stack_overflow() {
 
 fn task_segfault() {
     fatal("segfault", "{\"task\": \"misbehave\"}\n", None, "fatal signal 11", "signal 11");
+}
+
+fn segfault_at_its_end() {
+    let place = place();
+    let host = || here(&place, "answer").set(&format!("plugins.{PLUGIN}.config.how_at_end=segfault"));
+    let ended = host().with_input(RAISE);
+    assert_eq!((ended.code, ended.results().len()), (None, 1), "{ended:?}");
+    assert_says(&ended.stderr, &[&format!("qtasks-host: fatal signal 11 inside plugin {PLUGIN} 0.1.0 (")]);
+    refused(&answered(host().with_input(RAISE)), "misbehaves_in_handler", "quarantined", &["signal 11", "(killed-the-host)"]);
 }
 
 /// The host marks the threads that it sends into a plugin. A thread that a plugin made is not marked, so nobody is named, and the

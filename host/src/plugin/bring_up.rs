@@ -8,7 +8,7 @@ use qtasks_plugin_api::abi::loaded::{CallError, Instance, Layout, Module, Module
 use qtasks_plugin_api::{Export, HostServices, Init};
 use serde_json::value::to_raw_value;
 
-use super::culprit::{self, Culprit};
+use super::culprit::{self, Culprit, Mark};
 use super::inspected::Inspected;
 use super::instance::{Home, Origin, Plugin};
 use super::library::{self, OpenError};
@@ -67,7 +67,7 @@ impl Loader<'_> {
             return Err(LoadErrorKind::ManifestDiffers { found: excerpt(found), expected: excerpt(&expected) });
         }
         let instance = culprit::inside(Some(mark), || self.create(module, &manifest, settings, Some(subject)))?;
-        Ok((manifest, Home::Here(instance, Some(mark))))
+        Ok((manifest, Home::Here(instance, Mark::new(Some(mark)))))
     }
 
     fn open_in_process(&self, inspected: Inspected, settings: &PluginSettings) -> Result<(Manifest, Home), LoadErrorKind> {
@@ -125,7 +125,7 @@ impl Loader<'_> {
         self.check_own_tasks(&manifest)?;
         check_tasks(&manifest, others.iter())?;
         let instance = self.create(Module::linked_in::<P>(), &manifest, &settings, None)?;
-        Ok(Plugin::new(manifest, Origin::LinkedIn, settings, Home::Here(instance, None)))
+        Ok(Plugin::new(manifest, Origin::LinkedIn, settings, Home::Here(instance, Mark::new(None))))
     }
 
     fn init(&self, manifest: &Manifest, settings: &PluginSettings) -> Result<Init, LoadErrorKind> {

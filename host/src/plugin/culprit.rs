@@ -44,7 +44,7 @@ pub(super) struct Record {
 const DEEPEST: u8 = 8;
 
 /// Where a thread is.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 struct Inside {
     culprit: Option<&'static Culprit>,
     depth: u8,
@@ -98,6 +98,34 @@ pub(super) fn inside_from<T>(depth: Depth, culprit: Option<&'static Culprit>, bo
     }
     let _restore = Restore(INSIDE.replace(Inside { culprit, depth: depth.0.saturating_add(1) }));
     body()
+}
+
+/// The mark of a plugin, for as long as it is there and, once [begun](Self::begin), until it is dropped.
+#[derive(Debug)]
+pub(super) struct Mark {
+    pub(super) culprit: Option<&'static Culprit>,
+    before: Option<Inside>,
+}
+
+impl Mark {
+    pub(super) fn new(culprit: Option<&'static Culprit>) -> Self {
+        Self { culprit, before: None }
+    }
+
+    /// Marks this thread, on which it is about to be dropped.
+    pub(super) fn begin(&mut self) {
+        let inside = INSIDE.get();
+        INSIDE.set(Inside { culprit: self.culprit, ..inside });
+        self.before = Some(inside);
+    }
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        if let Some(before) = self.before {
+            INSIDE.set(before);
+        }
+    }
 }
 
 /// Who runs on this thread. Safe to ask from a signal handler: a plain load of a thread-local without constructor.

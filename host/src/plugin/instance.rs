@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::bytes::Digest;
-use super::culprit::{Culprit, Depth, inside, inside_from};
+use super::culprit::{Depth, Mark, inside, inside_from};
 use super::hung::{Hung, RunningCall};
 use super::manifest::Manifest;
 use super::outcome::{DEADLINE_ERROR, NESTED_ERROR, Outcome, TRIPPED_ERROR, checked, failed, too_many};
@@ -75,9 +75,18 @@ pub struct Plugin {
 #[derive(Debug)]
 pub(super) enum Home {
     /// In this process, with its mark for the threads it runs on.
-    Here(Instance, Option<&'static Culprit>),
+    Here(Instance, Mark),
     /// In a process of its own.
     Process(Box<Isolated>),
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        // The instance goes next, which runs the plugin's code, and its mark after it.
+        if let Self::Here(_, mark) = self {
+            mark.begin();
+        }
+    }
 }
 
 /// Calls are numbered across all plugins: completions of async calls find their way back by number.
@@ -164,7 +173,7 @@ impl Plugin {
         match &self.home {
             Home::Here(..) if self.hung.is_tripped() => None,
             Home::Here(instance, mark) => Some(match Depth::of_this_thread() {
-                Ok(_) => inside(*mark, || checked(instance.call(0, entry, name, input))),
+                Ok(_) => inside(mark.culprit, || checked(instance.call(0, entry, name, input))),
                 Err(reason) => failed(NESTED_ERROR, reason),
             }),
             Home::Process(_) => None,
@@ -187,7 +196,7 @@ impl Plugin {
     {
         let id = NEXT_CALL.fetch_add(1, Ordering::Relaxed);
         let (instance, mark) = match &self.home {
-            Home::Here(instance, mark) => (instance, *mark),
+            Home::Here(instance, mark) => (instance, mark.culprit),
             Home::Process(isolated) => return isolated.call(id, entry, mode, name.as_ref(), input, deadline).await,
         };
         if let Some(reason) = self.hung.tripped() {
@@ -205,7 +214,7 @@ impl Plugin {
                 let call = tokio::task::spawn_blocking(move || {
                     let outcome = match &plugin.home {
                         Home::Here(instance, mark) => {
-                            inside_from(depth, *mark, || checked(instance.call(id, entry, name.as_ref(), &input)))
+                            inside_from(depth, mark.culprit, || checked(instance.call(id, entry, name.as_ref(), &input)))
                         }
                         Home::Process(_) => failed("CallLost", "the plugin moved to another process".to_owned()),
                     };
@@ -248,7 +257,7 @@ impl Plugin {
     /// What the plugin said, or its panic; a plugin in a process of its own must also end within `deadline`.
     pub fn stop(&self, deadline: Duration) -> Result<(), String> {
         match &self.home {
-            Home::Here(instance, mark) => inside(*mark, || instance.stop()).map_err(|error| error.to_string()),
+            Home::Here(instance, mark) => inside(mark.culprit, || instance.stop()).map_err(|error| error.to_string()),
             Home::Process(isolated) => tokio::runtime::Handle::current().block_on(isolated.stop(deadline)),
         }
     }
