@@ -9,6 +9,7 @@ use qtasks_host::Status;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
+use crate::support::artifacts::library;
 use crate::support::versioned::{FILE, GoOn, app, lives, put, stops};
 use crate::support::worker::{Project, Worker};
 use crate::support::{Host, TestApp, assert_says, returning};
@@ -107,6 +108,27 @@ async fn a_file_that_was_renamed_and_is_then_refused_leaves_what_runs_from_it() 
     assert_eq!(app.replaced().await.changes, []);
     assert_eq!(app.versions().await, (json!(1), json!(1)));
     app.running.stop().await;
+}
+
+/// Whoever has one of these names last, it is the bytes that count.
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_changed_their_names_with_each_other_keep_their_instances() {
+    let app = app("in-process").start().await;
+    let [first, second, beside] = [FILE, "libscripted.so", ".beside"].map(|name| app.place.plugins().join(name));
+    std::fs::rename(&first, &beside).expect("our own file");
+    std::fs::rename(&second, &first).expect("our own file");
+    std::fs::rename(&beside, &second).expect("our own file");
+    assert_eq!(app.replaced().await.changes, [], "the same bytes");
+    // The name of one is another's, and comes before the one that it has now.
+    std::fs::rename(&second, app.place.plugins().join("libz.so")).expect("our own file");
+    app.place.copy_as(library("documented_example"), "libscripted.so");
+    let added = app.replaced().await;
+    assert_eq!(added.changes.len(), 1);
+    assert_says(&added.changes[0].to_string(), &["documented-example 0.1.0 (", ") was added"]);
+    assert_eq!(app.versions().await, (json!(1), json!(1)));
+    let place = app.place;
+    app.running.stop().await;
+    assert_eq!(lives(&place).len(), 2, "one was started, and stopped");
 }
 
 /// Who withdraws trust from what runs is told so, and restarts: a lock file that somebody forgot to renew takes no plugin away.

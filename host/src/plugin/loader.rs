@@ -148,7 +148,7 @@ impl Loader<'_> {
                 let (name, version) = (plugin.name(), &plugin.manifest().version);
                 tracing::debug!("plugin {name} {version} runs, from {}", shown(&report.path));
                 report.state = LoadState::Running;
-                loaded.take_in(plugin, &report.path);
+                loaded.take_in(plugin);
             }
             Ok(None) => report.state = LoadState::Disabled,
             Err(kind) => report.refused(kind),
@@ -170,6 +170,7 @@ impl Loader<'_> {
         }
         check_name(manifest, &loaded.plugins)?;
         if let Some(running) = loaded.running(inspected.digest()) {
+            check_tasks(manifest, loaded.plugins.iter())?;
             report.trust = Some(inspected.judge(trust, settings.trust)?);
             running.was_found_at(&report.path);
             return Ok(Some(Arc::clone(running)));

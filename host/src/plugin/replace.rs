@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::bytes::Digest;
 use super::instance::Plugin;
-use super::loader::Loaded;
+use super::loader::{Loaded, check_tasks};
 use super::manifest::Manifest;
 use super::registry;
 use super::report::LoadState;
@@ -37,9 +37,9 @@ impl Loaded {
         self.before.iter().filter(move |plugin| plugin.name() != manifest.name && !plugin.is_at(path))
     }
 
-    /// Notes a plugin that runs, from the file at `path`.
-    pub(super) fn take_in(&mut self, plugin: Arc<Plugin>, path: &Path) {
-        self.before.retain(|old| old.name() != plugin.name() && !old.is_at(path));
+    /// Notes a plugin that runs. What ran from its file may be found at another one, and stays where it is until then.
+    pub(super) fn take_in(&mut self, plugin: Arc<Plugin>) {
+        self.before.retain(|old| old.name() != plugin.name());
         self.plugins.push(plugin);
     }
 
@@ -47,7 +47,9 @@ impl Loaded {
     pub(super) fn keep_what_was_refused(&mut self) {
         for plugin in std::mem::take(&mut self.before) {
             let of_it = |report: &&super::LoadReport| plugin.is_at(&report.path) || report.name() == Some(plugin.name());
-            if self.reports.iter().filter(of_it).any(|report| report.state == LoadState::Refused) {
+            let is_refused = self.reports.iter().filter(of_it).any(|report| report.state == LoadState::Refused);
+            // What took the place of its file may have taken its tasks as well.
+            if is_refused && check_tasks(plugin.manifest(), self.plugins.iter()).is_ok() {
                 tracing::warn!("plugin {} goes on: what was to replace it was refused", plugin.identity());
                 self.plugins.push(plugin);
             }
