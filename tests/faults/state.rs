@@ -1,6 +1,7 @@
 //! What the host keeps between two starts, damaged, forged, or shared.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
@@ -8,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::{RAISE, answered, beside_good_ones, good_ones, quarantine, refused, run};
 use crate::support::artifacts::library;
+use crate::support::host::{Ended, read_until};
 use crate::support::{Host, Place, assert_says, c, skipped};
 
 faults! {
@@ -23,14 +25,15 @@ faults! {
     verdicts_under_any_umask: "the host runs with a umask that lets the group write" => "verdicts are the owner's alone, and hold";
     state_is_a_file: "the state directory cannot be written to" => "nothing is loaded that was not probed; tasks run";
     disk_is_full: "the disk of the state directory is full" => "what is known good runs, nothing is loaded that was not probed";
+    disk_is_full_after_a_probe: "the disk of the state directory is full once a probe has begun" => "the library is not loaded, and not in quarantine: probed again when there is room";
     disk_is_read_only: "the disk of the state directory is read-only" => "what is known good runs, nothing is loaded that was not probed";
     probing_by_the_dead: "a probe is on record whose host is gone" => "quarantined as `unfinished`";
-    disk_is_full_after_a_probe: "the disk of the state directory is full once a probe has begun" => "the library is not loaded, and not in quarantine: probed again when there is room";
     probing_by_the_living: "a probe is on record whose host lives" => "probed again";
     hosts_at_once: "several hosts start on one state directory" => "each probes or believes; none is disturbed";
     a_mended_file: "a quarantined file is replaced" => "the new bytes are probed and run";
     lifted_by_hand: "a quarantine is lifted" => "probed again, and back in quarantine if it is no better";
     no_guest_program: "the guest program is another: it ends, it says nothing, it says something else" => "nothing new is loaded, nothing is in quarantine for it";
+    host_replaced_while_it_runs: "the host's own file is replaced by another program while it runs" => "probes and processes of plugins go on with the program that runs";
     guest_program_that_prints: "the guest program, or the dynamic linker, prints before there is a library" => "no side effect of the library: it is loaded like any other";
     culprits_garbage: "the record of culprits is garbage" => "left out, the good lines count";
 }
@@ -205,10 +208,6 @@ fn disk_is_full() {
     disk_that_takes_nothing("QTASKS_TEST_FULL", "No space left on device");
 }
 
-fn disk_is_read_only() {
-    disk_that_takes_nothing("QTASKS_TEST_READ_ONLY", "Read-only file system");
-}
-
 /// The guest fills the disk before it begins, and after its probe was noted.
 fn disk_is_full_after_a_probe() {
     let place = good_ones();
@@ -229,6 +228,10 @@ fn disk_is_full_after_a_probe() {
     let ended = answered(run(&place).with_input(RAISE));
     assert!(!ended.stderr.contains("plugin refused"), "{}", ended.stderr);
     assert!(quarantine(&place).is_empty());
+}
+
+fn disk_is_read_only() {
+    disk_that_takes_nothing("QTASKS_TEST_READ_ONLY", "Read-only file system");
 }
 
 /// What `proc(5)` says of this process, which lives.
@@ -358,6 +361,23 @@ fn no_guest_program() {
         answered(run(&place).with_input(RAISE)).stderr.lines().all(|line| !line.contains("refused")),
         "probed by the right one"
     );
+}
+
+/// As an upgrade does it. The plugin's process crashes at the first error, and is started again for the second.
+fn host_replaced_while_it_runs() {
+    let place = beside_good_ones("misbehaves_in_handler");
+    let host = Host::shell(&place, "cp \"$0\" host && exec ./host \"$@\"").arg("run").arg("--plugins").arg(place.plugins());
+    let host = host.arg("--state-dir").arg(place.state());
+    let set = ["isolation=process", "config.how=segfault", "answers.task_executor_run_task_trigger_error=first", "priority=1"];
+    let set = set.map(|set| format!("plugins.misbehaves-in-handler.{set}"));
+    let mut child = set.iter().fold(host, |host, set| host.set(set)).spawn();
+    let (stdin, stdout) = (child.stdin.as_mut().expect("a pipe"), child.stdout.as_mut().expect("a pipe"));
+    stdin.write_all(RAISE.as_bytes()).expect("it reads");
+    assert_says(&read_until(stdout, "returning"), &["SIGSEGV", "\"returning\":123"]);
+    fs::rename(place.write("another", "#!/bin/sh\nexit 3\n"), place.path("host")).expect("our own files");
+    stdin.write_all(RAISE.replace("sea is frozen", "be good").as_bytes()).expect("it reads");
+    let ended = Ended::of(child);
+    assert_eq!(ended.result()["returning"], 456, "{}", ended.stderr);
 }
 
 /// As the dynamic linker does in each process while `/etc/ld.so.preload` names what is not there.

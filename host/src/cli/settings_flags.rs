@@ -92,8 +92,8 @@ impl SettingsFlags {
     pub(crate) fn settings(&self) -> Result<Settings, SettingsError> {
         let mut settings = read(self.config.as_deref(), &self.overrides())?;
         if settings.guest_program.is_none() {
-            // This very program; a failure leaves plugins unloaded, with the reason told for each.
-            settings.guest_program = std::env::current_exe().ok();
+            // The program that runs, which is another than the one at its path once that was replaced.
+            settings.guest_program = Some("/proc/self/exe".into());
         }
         Ok(settings)
     }
