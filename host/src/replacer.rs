@@ -17,6 +17,7 @@ use tokio::sync::{Mutex, watch};
 
 use crate::plugin::replace::drain;
 use crate::plugin::start_watch::{Late, Step, Unfinished};
+use crate::plugin::verdicts::Verdicts;
 use crate::plugin::watch::DirectoryWatch;
 use crate::plugin::{
     DiscoverError, LoadPolicy, LoadReport, Loaded, Loader, Plugin, PluginIdentity, PluginSettings, Registry, RegistryError,
@@ -287,6 +288,11 @@ impl Replacer {
                 tracing::error!("no plugin was replaced: {}", chain(&error));
             }
         }
+    }
+
+    /// Forgets what is under probe, for whoever ends the process without waiting for it.
+    pub(crate) fn give_up_probes(&self) {
+        Verdicts::new(&self.settings.policy.state_dir).give_up_probes();
     }
 
     /// Stops the plugins, those on their way out among them. There is no replacement any more.

@@ -123,6 +123,7 @@ impl Starter {
         tokio::select! {
             ran = working => ran,
             () = told_twice(signals, &stop, drain_deadline) => {
+                replacer.give_up_probes();
                 give_back(&store).await;
                 Ok(Ran::AtOnce)
             }

@@ -44,6 +44,7 @@ faults! {
     sigterm_while_run_probes: "`run` gets SIGTERM while it probes at its start" => "it ends once the probe has, or at a second signal; no library is quarantined for it";
     sigterm_while_it_replaces: "a worker gets SIGTERM while it probes a new version" => "it ends once the probe has; nothing is in quarantine";
     killed_while_it_writes_verdicts: "the host is killed while it writes verdicts" => "each is whole, or not there; what was being probed is quarantined as `unfinished`";
+    stopped_at_once_while_it_replaces: "a worker gets a second signal while it probes a new version" => "it ends at once; no library is quarantined for it";
 }
 
 /// Runs a test on threads of its own.
@@ -498,6 +499,23 @@ fn killed_while_it_writes_verdicts() {
                 assert!(whole.is_ok(), "{}: {whole:?}", path.display());
             }
         }
+fn stopped_at_once_while_it_replaces() {
+    let project = Project::sqlite(&[]);
+    put(&project.place, "versioned_1");
+    let held = Held::new(&project.place);
+    let mut worker = worker_that_probes(&project);
+    worker.read_until("; tasks: ");
+    project.place.copy("constructor_sleeps_for_ever");
+    worker.signal(Signal::HUP);
+    held.wait_until_taken();
+    worker.signal(Signal::TERM);
+    worker.read_until("SIGTERM: finishing what runs");
+    worker.signal(Signal::INT);
+    assert_eq!(worker.end().0.code(), Some(130));
+    assert!(quarantine(&project.place).is_empty());
+    assert!(held.is_let_go_within(60), "the guest is gone");
+}
+
         let unfinished = quarantine(&place);
         assert!(unfinished.iter().all(|entry| entry["kind"] == "unfinished"), "{unfinished:?}");
         let clear = Host::new(&place).args(["plugin", "quarantine", "clear", "--all", "--state-dir"]).arg(place.state()).end();
