@@ -15,6 +15,8 @@ use serde::Serialize;
 use tokio::signal::unix::Signal;
 use tokio::sync::{Mutex, watch};
 
+use crate::plugin::loader::stop_unused;
+use crate::plugin::registry::stop;
 use crate::plugin::replace::drain;
 use crate::plugin::start_watch::{Late, Step, Unfinished};
 use crate::plugin::verdicts::Verdicts;
@@ -211,7 +213,15 @@ impl Replacer {
             let policy = LoadPolicy { watch: Arc::default(), ..self.settings.policy.clone() };
             let watch = Arc::clone(&policy.watch);
             let replacer = Arc::clone(self);
-            match watch.load(self.settings.policy.state_dir.clone(), move || replacer.look_here(&policy)).await {
+            let looked =
+                Arc::clone(&watch).load(self.settings.policy.state_dir.clone(), move || replacer.look_here(&policy)).await;
+            if matches!(&looked, Err(Unfinished::Hangs(late)) if late.step == Step::Start) {
+                // They come up once more, or not at all.
+                for plugin in watch.came_up() {
+                    stop(plugin).await;
+                }
+            }
+            match looked {
                 Ok(next) => return next,
                 Err(Unfinished::Hangs(late)) if late.step == Step::Load => {
                     // Others would wait for it, and look as if they hung themselves.
@@ -237,6 +247,9 @@ impl Replacer {
         let running = self.executor.dispatcher().registry();
         let mut loaded = Loaded::beside(running.plugins());
         Loader { settings: &self.settings.plugins, policy }.load_directory(directory, &mut loaded)?;
+        if policy.watch.is_given_up() {
+            return Err(ReplaceError::Lost("a plugin was late".to_owned()));
+        }
         let Loaded { plugins, reports, .. } = loaded;
         let fresh: Vec<_> = plugins.iter().filter(|plugin| !holds(running.plugins(), plugin)).cloned().collect();
         let together = || {
@@ -245,11 +258,7 @@ impl Replacer {
             Ok(Next { registry, tasks, reports })
         };
         together().inspect_err(|_| {
-            for plugin in fresh {
-                if let Err(said) = plugin.stop(UNUSED_STOP_DEADLINE) {
-                    tracing::warn!(plugin = plugin.name(), "the plugin did not stop cleanly: {said}");
-                }
-            }
+            fresh.iter().for_each(|plugin| stop_unused(plugin));
         })
     }
 
@@ -304,9 +313,6 @@ impl Replacer {
         self.drained().await;
     }
 }
-
-/// A plugin that came up, and was never used, gets this long to stop.
-const UNUSED_STOP_DEADLINE: Duration = Duration::from_secs(5);
 
 /// A plugin on its way out; it is gone when this is dropped.
 struct Draining(Arc<watch::Sender<usize>>);

@@ -79,6 +79,9 @@ impl Loader<'_> {
         log_cautions(discovered.directory());
         let trust = Trust::new(&self.policy.trust, Arc::clone(discovered.directory()));
         read_ahead::each(discovered, |read| {
+            if self.policy.watch.is_given_up() {
+                return;
+            }
             let report = self.load_read(read, &trust, loaded);
             if let Some(error) = &report.error {
                 tracing::warn!(path = %shown(&error.path), code = error.kind.code(), "plugin refused: {}", chain(&error.kind));
@@ -184,7 +187,11 @@ impl Loader<'_> {
         if let (Some(effects), Isolation::InProcess) = (&report.side_effects, settings.isolation) {
             tracing::warn!(plugin = %manifest.name, "{effects}; it runs, since `side_effects` is \"admit\"");
         }
-        self.bring_up(inspected, settings, layout).map(|plugin| Some(Arc::new(plugin)))
+        let plugin = Arc::new(self.bring_up(inspected, settings, layout)?);
+        if !self.policy.watch.comes_up(&plugin) {
+            stop_unused(&plugin);
+        }
+        Ok(Some(plugin))
     }
 
     /// The stages that decide whether bytes do harm: static check, quarantine, probe. Says whether the boundary's layout was
@@ -255,6 +262,14 @@ impl Loader<'_> {
 
     pub(super) fn guest_program(&self) -> Result<&Path, LoadErrorKind> {
         self.policy.guest_program.as_deref().ok_or(LoadErrorKind::NoGuestProgram)
+    }
+}
+
+/// Stops a plugin that came up, and is not used.
+pub(crate) fn stop_unused(plugin: &Plugin) {
+    const DEADLINE: Duration = Duration::from_secs(5);
+    if let Err(said) = plugin.stop(DEADLINE) {
+        tracing::warn!(plugin = plugin.name(), "the plugin did not stop cleanly: {said}");
     }
 }
 

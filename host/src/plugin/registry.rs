@@ -128,7 +128,7 @@ impl Registry {
 }
 
 /// Stops a plugin, and lets go of it on a thread where its destruction may wait.
-pub(super) async fn stop(plugin: Arc<Plugin>) {
+pub(crate) async fn stop(plugin: Arc<Plugin>) {
     let identity = Arc::clone(plugin.identity());
     let stopped = tokio::task::spawn_blocking(move || plugin.stop(STOP_DEADLINE));
     let said = match tokio::time::timeout(STOP_DEADLINE + GRACE, stopped).await {

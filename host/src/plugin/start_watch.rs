@@ -3,19 +3,29 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use super::fatal::end_at_once;
+use super::instance::Plugin;
 use super::verdicts::{QuarantineKind, Subject, Verdicts};
 use crate::shown::chain;
 
 /// Who is being started, and since when. Written by the thread that loads, read by whoever waits for it.
 #[derive(Debug, Default)]
-pub struct StartWatch(Mutex<Option<Starting>>);
+pub struct StartWatch(Mutex<Watched>);
+
+#[derive(Debug, Default)]
+struct Watched {
+    starting: Option<Starting>,
+    /// What that thread has brought up.
+    came_up: Vec<Weak<Plugin>>,
+    /// Nobody waits for that thread any more. A plugin that was only slow may set it free.
+    given_up: bool,
+}
 
 #[derive(Debug)]
 struct Starting {
@@ -160,7 +170,26 @@ impl StartWatch {
         }
     }
 
-    fn starting(&self) -> MutexGuard<'_, Option<Starting>> {
+    /// What the thread had brought up when it was given up.
+    pub(crate) fn came_up(&self) -> Vec<Arc<Plugin>> {
+        self.watched().came_up.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Whether nobody waits any more for what is loaded.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.watched().given_up
+    }
+
+    /// Notes a plugin that came up; false when nobody waits for it any more.
+    pub(super) fn comes_up(&self, plugin: &Arc<Plugin>) -> bool {
+        let mut watched = self.watched();
+        if !watched.given_up {
+            watched.came_up.push(Arc::downgrade(plugin));
+        }
+        !watched.given_up
+    }
+
+    fn watched(&self) -> MutexGuard<'_, Watched> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -169,20 +198,22 @@ impl StartWatch {
         struct Ended<'a>(&'a StartWatch);
         impl Drop for Ended<'_> {
             fn drop(&mut self) {
-                *self.0.starting() = None;
+                self.0.watched().starting = None;
             }
         }
-        *self.starting() = Some(Starting { plugin: plugin.to_owned(), subject, since: Instant::now(), deadline, step });
+        self.watched().starting = Some(Starting { plugin: plugin.to_owned(), subject, since: Instant::now(), deadline, step });
         Ended(self)
     }
 
     /// Who is late, if anybody; its bytes go into quarantine.
     fn late(&self, state_dir: &Path) -> Option<Late> {
-        let starting = self.starting();
+        let mut watched = self.watched();
+        let Watched { starting, given_up, .. } = &mut *watched;
         let Starting { plugin, subject, since, deadline, step } = starting.as_ref()?;
         if since.elapsed() < *deadline {
             return None;
         }
+        *given_up = true;
         let what = match step {
             Step::Load => {
                 hold_linker();
