@@ -193,7 +193,10 @@ impl Drop for Waiting<'_> {
         self.connection.pending().remove(&self.id);
         if !self.answered && self.connection.ended.get().is_none() {
             let (connection, cancel) = (Arc::clone(self.connection), frame::encode(Kind::Cancel, self.id, &[]));
-            tokio::spawn(async move { connection.send(cancel).await });
+            // Whoever drops a call outside of any runtime has ended the one that the plugin lives with.
+            if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+                runtime.spawn(async move { connection.send(cancel).await });
+            }
         }
     }
 }

@@ -81,6 +81,8 @@ fn run() -> ! {
 
 fn serve() -> Result<(), String> {
     let host = getppid();
+    // For whoever looks at the machine's processes: of a program that is started as `/proc/self/exe` the name would be `exe`.
+    let _ = rustix::thread::set_name(c"plugin-guest");
     close_what_was_inherited();
     let mut socket = take_socket().map_err(|error| format!("no socket on standard input: {error}"))?;
     // Version and ABI: a verdict of another version would say nothing about this one.

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid};
 
 use super::frame::{self, Frame, FrameError, Kind};
 use crate::plugin::verdicts::this_host;
@@ -261,21 +261,12 @@ impl Guest {
 
     /// Waits until it has ended; at `until` it is killed, and nothing is told.
     pub(crate) fn wait(&mut self, until: Instant) -> Option<ExitStatus> {
-        let ended = rustix::process::pidfd_open(self.pid()?, rustix::process::PidfdFlags::empty());
-        if let Ok(pidfd) = ended {
-            let mut waited = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
-            loop {
-                let left = until.saturating_duration_since(Instant::now());
-                let timeout = rustix::event::Timespec::try_from(left).ok();
-                match rustix::event::poll(&mut waited, timeout.as_ref()) {
-                    Ok(1) => break,
-                    // A signal to this thread says nothing about the guest.
-                    Err(rustix::io::Errno::INTR) => {}
-                    _ => {
-                        self.kill();
-                        return None;
-                    }
-                }
+        let pid = self.pid()?;
+        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty());
+        while !has_ended(pid, pidfd.as_ref().ok(), until) {
+            if Instant::now() >= until {
+                self.kill();
+                return None;
             }
         }
         self.reap()
@@ -336,6 +327,22 @@ impl Guest {
     pub(crate) fn take_output(&mut self) -> (Option<std::process::ChildStdout>, Option<std::process::ChildStderr>) {
         (self.child.stdout.take(), self.child.stderr.take())
     }
+}
+
+/// Whether a child has ended, whose status is left to be taken. Without a descriptor for it, which a sandbox of the host's own may
+/// refuse, it is asked for again and again; else one is told, at `until` at the latest.
+fn has_ended(pid: Pid, pidfd: Option<&OwnedFd>, until: Instant) -> bool {
+    const AGAIN: Duration = Duration::from_millis(1);
+    let left = until.saturating_duration_since(Instant::now());
+    if let Some(pidfd) = pidfd {
+        let mut waited = [rustix::event::PollFd::new(pidfd, rustix::event::PollFlags::IN)];
+        // A signal to this thread says nothing about the child.
+        return rustix::event::poll(&mut waited, rustix::event::Timespec::try_from(left).ok().as_ref()) == Ok(1);
+    }
+    std::thread::sleep(AGAIN.min(left));
+    let ended = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    // Nobody else takes its status: without one to be had it has ended.
+    !matches!(waitid(WaitId::Pid(pid), ended), Ok(None))
 }
 
 /// A socket that is read until a moment, however small the pieces are in which something comes.
@@ -404,4 +411,22 @@ pub(super) fn signal_name(signal: i32) -> &'static str {
 /// A nonce for one start.
 pub(crate) fn nonce() -> String {
     uuid::Uuid::new_v4().simple().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_child_is_noticed_without_a_descriptor_for_it_and_its_status_is_left() {
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().expect("a child");
+        let pid = Pid::from_child(&child);
+        assert!(!has_ended(pid, None, Instant::now()), "it waits for its input");
+        drop(child.stdin.take());
+        let until = Instant::now() + Duration::from_secs(60);
+        while !has_ended(pid, None, until) {
+            assert!(Instant::now() < until, "it has nothing to wait for");
+        }
+        assert!(child.wait().expect("its status is there").success());
+    }
 }
