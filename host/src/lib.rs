@@ -27,6 +27,7 @@
 //! Imports run downwards only: [`app`] → [`starter`], [`stats`] → [`replacer`], [`signals`], [`queue_tasks`] → [`worker`] → [`broker`] → [`task`] → [`trigger`] → [`plugin`].
 
 mod nearest;
+mod plain_words;
 mod shown;
 
 pub mod app;

@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use qtasks_plugin_api::from_object;
 use serde::Deserialize;
 
 use crate::broker::url::Synchronous;
 use crate::broker::{BrokerSettings, BrokerUrl};
 use crate::nearest::nearest_in;
+use crate::plain_words::in_plain_words;
 use crate::plugin::trust::signature::TrustedKey;
 use crate::plugin::{LoadPolicy, PluginSettings, Strictness, TrustPolicy};
 use crate::shown::shown;
@@ -115,10 +117,13 @@ pub struct Settings {
     /// What is logged.
     pub log: String,
     /// By plugin name.
+    #[serde(deserialize_with = "tables")]
     pub plugins: BTreeMap<String, PluginSettings>,
     /// By task name.
+    #[serde(deserialize_with = "tables")]
     pub tasks: BTreeMap<String, TaskSettings>,
     /// By trigger.
+    #[serde(deserialize_with = "tables")]
     pub triggers: BTreeMap<Trigger, TriggerSettings>,
     /// The operator's own error kinds.
     pub error_kinds: ErrorKinds,
@@ -173,6 +178,21 @@ fn default_state_dir() -> PathBuf {
 
 fn optional_seconds<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
     crate::plugin::settings::seconds(deserializer).map(Some)
+}
+
+/// Reads `[plugins.NAME]` and its like: tables by name, none of them a list of values.
+fn tables<'de, K, V, D>(deserializer: D) -> Result<BTreeMap<K, V>, D::Error>
+where
+    K: Deserialize<'de> + Ord,
+    V: Deserialize<'de>,
+    D: serde::Deserializer<'de>,
+{
+    #[derive(Deserialize)]
+    #[serde(transparent, bound = "V: Deserialize<'de>")]
+    struct Table<V>(#[serde(deserialize_with = "from_object")] V);
+
+    let tables = BTreeMap::<K, Table<V>>::deserialize(deserializer)?;
+    Ok(tables.into_iter().map(|(name, Table(table))| (name, table)).collect())
 }
 
 /// Why settings are refused.
@@ -240,7 +260,7 @@ impl Settings {
         for given in overrides {
             let refused = |error: &toml::de::Error| SettingsError::Flag {
                 flag: given.flag.clone(),
-                message: error.message().to_owned(),
+                message: in_plain_words(error.message(), "a table"),
                 hint: nearest_in(error.message()),
             };
             let assignment: toml::Table = toml::from_str(&given.assignment).map_err(|error| refused(&error))?;
@@ -250,7 +270,7 @@ impl Settings {
         }
         let settings = Self::deserialize(table).map_err(|error| SettingsError::Flag {
             flag: "settings".to_owned(),
-            message: error.message().to_owned(),
+            message: in_plain_words(error.message(), "a table"),
             hint: nearest_in(error.message()),
         })?;
         if settings.concurrency == 0 {
@@ -325,7 +345,7 @@ fn read_file(path: &Path) -> Result<toml::Table, SettingsError> {
     let refused = |error: toml::de::Error| SettingsError::File {
         path: path.to_owned(),
         hint: nearest_in(error.message()),
-        message: error.to_string().trim_end().to_owned(),
+        message: error.to_string().trim_end().replace(error.message(), &in_plain_words(error.message(), "a table")),
     };
     toml::from_str::<Settings>(&text).map_err(refused)?;
     let mut table: toml::Table = toml::from_str(&text).map_err(refused)?;
@@ -406,6 +426,18 @@ mod tests {
             ("max_attempts = 0", "found 0 attempts; expected at least 1"),
             ("intercept = 'al'", "did you mean `all`?"),
             ("concurrency = 0", "expected at least 1"),
+            ("concurrency = -1", "integer `-1`, expected a whole number from 0 on"),
+            ("max_losses = 'x'", r#"string "x", expected a whole number from 0 to 4294967295"#),
+            ("max_time = 'x'", r#"string "x", expected a number"#),
+            ("plugins.a.cpu_seconds = 0", "integer `0`, expected a whole number from 1 on"),
+            ("plugins.a.priority = 'x'", r#"string "x", expected a whole number"#),
+            ("plugins.a = [false]", "invalid type: list, expected a table"),
+            ("plugins = 3", "integer `3`, expected a table"),
+            ("tasks.a = [['cat']]", "invalid type: list, expected a table"),
+            ("tasks.a.command = 'cat'", r#"string "cat", expected a list"#),
+            ("triggers.worker_start = ['first']", "invalid type: list, expected a table"),
+            ("plugins.a.triggers = 3", "integer `3`, expected \"global\" or a list of triggers"),
+            ("plugins.a.triggers = [3]", "integer `3`, expected a string"),
             ("tasks.a.retry_om = ['TimeoutError']", "did you mean `retry_on`?"),
             ("tasks.a.retry_delay = -1", "retry_delay is -1; expected a number of seconds, 0 or more"),
             ("tasks.a.retry_backoff = 0.5", "retry_backoff is 0.5; expected a number, 1 or more"),

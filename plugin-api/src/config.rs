@@ -265,7 +265,7 @@ macro_rules! config {
                 struct Given {
                     $($field: ::core::option::Option<$ty>,)*
                 }
-                let given = Given::deserialize(deserializer)?;
+                let given: Given = $crate::from_object(deserializer)?;
                 ::core::result::Result::Ok(Self {
                     $($field: match given.$field {
                         ::core::option::Option::Some(value) => value,
@@ -278,7 +278,7 @@ macro_rules! config {
         impl $crate::ConfigValue for $name {
             const SCHEMA: $crate::Schema = $crate::Schema::Object(&[$(
                 $crate::Field {
-                    name: ::core::stringify!($field),
+                    name: $crate::__private::plain_name(::core::stringify!($field)),
                     description: ::core::concat!($($doc,)*),
                     schema: &<$ty as $crate::ConfigValue>::SCHEMA,
                     required: $crate::__field_required!($ty $(, $default)?),
@@ -305,9 +305,20 @@ macro_rules! config {
         }
 
         impl $crate::ConfigValue for $name {
-            const SCHEMA: $crate::Schema = $crate::Schema::Choice(&[$(::core::stringify!($variant)),+]);
+            const SCHEMA: $crate::Schema = $crate::Schema::Choice(&[
+                $($crate::__private::plain_name(::core::stringify!($variant))),+
+            ]);
         }
     };
+}
+
+/// A field's name as it is written in the configuration: a keyword of Rust needs an `r#` in the struct alone.
+#[must_use]
+pub const fn plain_name(identifier: &str) -> &str {
+    match identifier.as_bytes() {
+        [b'r', b'#', ..] => identifier.split_at(2).1,
+        _ => identifier,
+    }
 }
 
 /// What stands in for a field of [`config!`](crate::config) that was not given.
@@ -321,9 +332,9 @@ macro_rules! __field_default {
         match <$ty as $crate::ConfigValue>::when_absent() {
             ::core::option::Option::Some(value) => value,
             ::core::option::Option::None => {
-                return ::core::result::Result::Err($crate::__private::serde::de::Error::missing_field(::core::stringify!(
-                    $field
-                )));
+                return ::core::result::Result::Err($crate::__private::serde::de::Error::missing_field(
+                    $crate::__private::plain_name(::core::stringify!($field)),
+                ));
             }
         }
     };
@@ -367,6 +378,36 @@ mod tests {
     }
     crate::config! {
         enum Tone { plain, loud }
+    }
+
+    crate::config! {
+        #[derive(Debug)]
+        struct Keywords {
+            r#type: Kind,
+            r#match: Option<String>,
+        }
+    }
+    crate::config! {
+        enum Kind { r#async, sync }
+    }
+
+    #[test]
+    fn a_keyword_of_rust_is_a_key_like_any_other() {
+        let config = Keywords::from_json(r#"{"type": "async", "match": "a*"}"#).expect("valid");
+        assert_eq!((config.r#type, config.r#match.as_deref()), (Kind::r#async, Some("a*")));
+        let missing = Keywords::from_json("{}").expect_err("`type` is required");
+        assert!(missing.to_string().contains("missing field `type`"), "{missing}");
+        let schema = schema_of::<Keywords>();
+        assert_eq!((&schema["properties"]["type"]["enum"], &schema["required"]), (&json!(["async", "sync"]), &json!(["type"])));
+        assert!(schema["properties"]["match"].is_object(), "{schema}");
+    }
+
+    #[test]
+    fn a_list_is_no_configuration_and_no_part_of_one() {
+        for list in [r#"[{}, 3, null, "loud", []]"#, r#"{"values": {}, "nested": [[0.5]]}"#] {
+            let error = Everything::from_json(list).expect_err(list).to_string();
+            assert!(error.contains("invalid type: sequence, expected a map"), "{list}: {error}");
+        }
     }
 
     fn schema_of<C: PluginConfig>() -> serde_json::Value {

@@ -200,7 +200,7 @@ macro_rules! define_plugin {
                         ($crate::__private::known_trigger(::core::stringify!($trigger)), $crate::__mode!($($handler)+)),
                     )*)?],
                     tasks: &[$($(
-                        (::core::stringify!($task), $crate::__mode!($($body)+)),
+                        ($crate::__private::plain_name(::core::stringify!($task)), $crate::__mode!($($body)+)),
                     )*)?],
                     config: <<$plugin as $crate::Plugin>::Config as $crate::PluginConfig>::SCHEMA,
                 };

@@ -3,9 +3,11 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
+use std::marker::PhantomData;
 
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 /// A borrowed JSON value, kept as its text until somebody asks for a part of it.
@@ -44,6 +46,29 @@ impl<'a> Json<'a> {
         let members: HashMap<Cow<'a, str>, &'a RawValue> = self.to().ok()?;
         serde_json::from_str(members.get(key)?.get()).ok()
     }
+}
+
+/// Reads a `T` from an object alone: the structs that serde derives also take a list, of their values in order.
+///
+/// # Errors
+///
+/// When it is no object, or not of the shape of a `T`.
+pub fn from_object<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+    struct Members<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Members<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a map")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, members: A) -> Result<T, A::Error> {
+            T::deserialize(MapAccessDeserializer::new(members))
+        }
+    }
+
+    deserializer.deserialize_map(Members(PhantomData))
 }
 
 impl<'a> From<&'a RawValue> for Json<'a> {

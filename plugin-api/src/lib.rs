@@ -73,7 +73,7 @@ pub use event::{Call, Event, FromCall, RaisedError, TaskBroker, TaskExecutorInfo
 pub use export::{Export, Plugin};
 pub use guard::guard;
 pub use host::{CancelFlag, Host, HostServices, Init, Level, LogLine};
-pub use json::Json;
+pub use json::{Json, from_object};
 pub use strict::to_raw_value;
 pub use task::{TaskContext, TaskInput, TaskRun, read_argument, write_result};
 pub use trigger::Trigger;
@@ -82,6 +82,7 @@ pub use trigger::Trigger;
 #[doc(hidden)]
 pub mod __private {
     pub use crate::abi::exported::Root;
+    pub use crate::config::plain_name;
     pub use crate::export::{Entry, Export, open_task, ran, refused};
     pub use crate::manifest::{Mode, StaticManifest, bytes_of, known_trigger, manifest_bytes, manifest_len, text_of};
     pub use crate::note::Note;

@@ -5,6 +5,7 @@ use std::num::NonZeroU64;
 use std::time::Duration;
 
 use qtasks_plugin_api::Trigger;
+use serde::de::Unexpected;
 use serde::{Deserialize, Serialize};
 
 use super::trust::TrustSetting;
@@ -126,20 +127,29 @@ pub enum Triggers {
 
 impl<'de> Deserialize<'de> for Triggers {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Written {
-            Word(String),
-            List(Vec<String>),
-        }
-        let custom = <D::Error as serde::de::Error>::custom::<String>;
-        match Written::deserialize(deserializer)? {
-            Written::Word(word) if word == "global" => Ok(Self::Global),
-            Written::Word(word) => Err(custom(format!("`triggers` is {word:?}; expected \"global\" or a list of triggers"))),
-            Written::List(names) => {
-                names.iter().map(|name| trigger(name).map_err(custom)).collect::<Result<_, _>>().map(Self::Only)
+        struct Written;
+
+        impl<'de> serde::de::Visitor<'de> for Written {
+            type Value = Triggers;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("\"global\" or a list of triggers")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, word: &str) -> Result<Triggers, E> {
+                if word == "global" { Ok(Triggers::Global) } else { Err(E::invalid_value(Unexpected::Str(word), &self)) }
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut names: A) -> Result<Triggers, A::Error> {
+                let mut triggers = Vec::new();
+                while let Some(name) = names.next_element::<String>()? {
+                    triggers.push(trigger(&name).map_err(serde::de::Error::custom)?);
+                }
+                Ok(Triggers::Only(triggers))
             }
         }
+
+        deserializer.deserialize_any(Written)
     }
 }
 

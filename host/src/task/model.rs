@@ -4,11 +4,12 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use qtasks_plugin_api::{TaskError, bounds};
+use qtasks_plugin_api::{TaskError, bounds, from_object};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use crate::plain_words::in_plain_words;
 use crate::plugin::settings::usable;
 
 /// What a run of a task gives: its result as JSON text.
@@ -145,7 +146,7 @@ impl Task {
     /// [`TaskModelError`], the first thing that is wrong.
     pub fn from_json(line: &str) -> Result<Self, TaskModelError> {
         #[derive(Deserialize)]
-        #[serde(deny_unknown_fields, expecting = "a JSON object")]
+        #[serde(deny_unknown_fields)]
         struct Line<'a> {
             #[serde(borrow)]
             task: Cow<'a, str>,
@@ -158,7 +159,7 @@ impl Task {
             attempts: Option<u32>,
         }
         bounds::check_depth(line).map_err(|error| TaskModelError::Shape(error.to_string()))?;
-        let line: Line<'_> = serde_json::from_str(line).map_err(|error| TaskModelError::Shape(reason(&error)))?;
+        let line: Line<'_> = whole_object(line).map_err(|error| TaskModelError::Shape(reason(&error)))?;
         let mut task = Self::new(line.task)?;
         if let Some(args) = line.args {
             task.args = arguments("args", '[', "a JSON list", args)?;
@@ -184,10 +185,17 @@ impl Task {
     }
 }
 
-/// The words of serde_json without its line, which is that of no file, and without the names of Rust's numbers.
+/// Reads a text that is one object and nothing else.
+fn whole_object<'a, T: Deserialize<'a>>(text: &'a str) -> serde_json::Result<T> {
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let object = from_object(&mut deserializer)?;
+    deserializer.end()?;
+    Ok(object)
+}
+
+/// The words of serde_json without its line, which is that of no file, and without the names of Rust's types.
 fn reason(error: &serde_json::Error) -> String {
-    let reason = error.to_string().replace(" at line 1 column ", " at column ");
-    ["i64", "u32"].iter().fold(reason, |reason, number| reason.replace(&format!("expected {number}"), "expected a whole number"))
+    in_plain_words(&error.to_string(), "a JSON object").replace(" at line 1 column ", " at column ")
 }
 
 fn checked_name(name: Arc<str>) -> Result<Arc<str>, TaskModelError> {
@@ -258,6 +266,8 @@ mod tests {
         for (line, said) in [
             ("{", "not a task: EOF"),
             ("null", "invalid type: null, expected a JSON object"),
+            (r#"["a", [1], {}, null, 0, null, null]"#, "invalid type: list, expected a JSON object at column 0; "),
+            (r#"{"task": "a"} {}"#, "trailing characters at column 15"),
             (r#"{"args": []}"#, "missing field `task`"),
             (r#"{"task": "a", "arg": []}"#, "unknown field `arg`"),
             (r#"{"task": "a:b"}"#, r#""a:b" is not a task name"#),
@@ -267,6 +277,8 @@ mod tests {
             (r#"{"task": "a", "max_time": 0}"#, "max_time 0 is no time"),
             (r#"{"task": "a", "max_time": 1e19}"#, "ten years at most"),
             (r#"{"task": "a", "attempts": 0}"#, "expected at least 1"),
+            (r#"{"task": "a", "max_time": "5"}"#, r#"string "5", expected a number at column 29; "#),
+            (r#"{"task": "a", "attempts": -1}"#, "integer `-1`, expected a whole number from 0 to 4294967295 at column 28; "),
             (r#"{"task": "a", "priority": 1.5}"#, "floating point `1.5`, expected a whole number at column 29; "),
         ] {
             let error = Task::from_json(line).expect_err(line).to_string();
