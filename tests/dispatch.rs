@@ -81,6 +81,36 @@ async fn a_trigger_that_a_plugin_does_not_handle_is_no_setting_for_it() {
 }
 
 #[tokio::test]
+async fn an_answers_setting_for_a_trigger_that_the_plugin_is_not_asked_for_is_none() {
+    let app = TestApp::with(&["global_recorder"])
+        .set("plugins.global-recorder.triggers = ['worker_start']")
+        .set("plugins.global-recorder.answers = { worker_stop = 'first' }");
+    let (_place, started) = app.try_start_with(|_| ()).await;
+    let error = started.expect_err("the application does not start").to_string();
+    assert_eq!(
+        error,
+        "[plugins.global-recorder] answers names worker_stop, which `triggers` leaves out; add it there, or remove it here"
+    );
+}
+
+#[tokio::test]
+async fn a_retry_that_no_attempt_is_left_for_neither_takes_an_answer_away_nor_ends_the_chain() {
+    let retrying = || {
+        TestApp::with(&["scripted", "scripted_b", "scripted_c"])
+            .set("plugins.scripted-b.config.directive = { directive = 'retry_after', seconds = 0 }")
+            .set("max_attempts = 1")
+    };
+    let app = retrying().answer("scripted", ERROR, "1").start().await;
+    let report = app.raise().await;
+    assert_eq!(returning(&report), "1");
+    assert_eq!(asked(&report), [("scripted", Answered), ("scripted-b", OutcomeKind::RetryAfter), ("scripted-c", Pass)]);
+    assert_eq!(report.resolved_by.expect("somebody answered").by.name.as_ref(), "scripted");
+    assert_eq!(app.place.event("scripted-c", ERROR)["result"], json!(1));
+    let app = retrying().answer("scripted-c", ERROR, "3").set(format!("triggers.{ERROR}.answers = 'first'")).start().await;
+    assert_eq!(returning(&app.raise().await), "3");
+}
+
+#[tokio::test]
 async fn a_plugin_that_takes_the_name_of_the_applications_task_is_refused_alone() {
     let own = |app: &mut qtasks_host::App| {
         app.inline_task("echo", |_ctx, (): (), (): ()| Ok::<_, std::fmt::Error>("own"));

@@ -33,7 +33,8 @@ pub enum Answer {
 #[serde(tag = "directive", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Directive {
-    /// Run the task again after this many seconds, as long as attempts are left; else the error stands.
+    /// Run the task again after this many seconds. Where no attempt is left this is no answer: that of an earlier plugin stands, the
+    /// next one is asked, and in the end the error goes on.
     RetryAfter {
         /// Seconds to wait.
         seconds: f64,

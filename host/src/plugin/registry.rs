@@ -53,6 +53,14 @@ pub enum RegistryError {
         /// The nearest, as words.
         hint: String,
     },
+    /// The operator says what an answer to a trigger does, and that the plugin is not asked for it.
+    #[error("[plugins.{plugin}] answers names {trigger}, which `triggers` leaves out; add it there, or remove it here")]
+    NotAsked {
+        /// The plugin.
+        plugin: String,
+        /// The trigger.
+        trigger: Trigger,
+    },
 }
 
 /// The plugins in use.
@@ -161,8 +169,12 @@ fn subscribe(plugin: &Arc<Plugin>, places: &mut [Vec<(Place, Subscription)>]) ->
             });
         }
     }
+    let asked = |trigger: &Trigger| wanted.is_none_or(|wanted| wanted.contains(trigger));
+    if let Some(trigger) = plugin.settings().answers.keys().find(|trigger| !asked(trigger)) {
+        return Err(RegistryError::NotAsked { plugin: plugin.name().to_owned(), trigger: *trigger });
+    }
     for trigger in Trigger::ALL.iter().copied() {
-        if wanted.is_some_and(|wanted| !wanted.contains(&trigger)) {
+        if !asked(&trigger) {
             continue;
         }
         let named = handlers.iter().any(|handler| handler.trigger == trigger.name());

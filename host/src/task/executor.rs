@@ -336,7 +336,8 @@ impl TaskExecutor {
             task_broker: task,
             e: &body,
         };
-        let mut dispatched = self.dispatcher.fire(Trigger::TaskExecutorRunTaskTriggerError, &kwargs).await;
+        let may_run_again = run.info.attempt < run.info.attempts;
+        let mut dispatched = self.dispatcher.fire_error(&kwargs, may_run_again).await;
         run.decisions.append(&mut dispatched.decisions);
         let resolved = match dispatched.answer {
             Some((answered, resolution)) => self.resolve(run.info, answered, &body).zip(Some(resolution)),
@@ -348,19 +349,15 @@ impl TaskExecutor {
         resolved
     }
 
-    /// What an answer makes of the run; `None` when a retry was asked for and no attempt is left. An error goes on as the task's own
-    /// does: the task is tried again while it has attempts for such an error.
+    /// What an answer makes of the run. An error goes on as the task's own does: the task is tried again while it has attempts for
+    /// such an error.
     fn resolve(&self, info: ExecutorInfo, answered: Answered, original: &ErrorBody) -> Option<Result<Resolved, TaskError>> {
         let ended = match answered {
             Answered::Values(values) => return values.into_iter().next().map(|(_, result)| Ok(Resolved::Result(result))),
             Answered::Directive(Directive::RetryAfter { seconds }) => {
                 let delay = Duration::try_from_secs_f64(seconds).unwrap_or(self.settings.max_retry_delay);
                 let after = delay.min(self.settings.max_retry_delay);
-                let left = info.attempts.saturating_sub(info.attempt);
-                if left == 0 {
-                    return None;
-                }
-                Ended::Retry { after, left }
+                Ended::Retry { after, left: info.attempts.saturating_sub(info.attempt) }
             }
             Answered::Directive(Directive::Cancel { reason }) => Ended::Cancel { reason },
             Answered::Directive(Directive::ReplaceError { error }) => return Some(Err(TaskError::Other(Box::new(error)))),

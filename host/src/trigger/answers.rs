@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 use crate::nearest::nearest;
 use crate::plugin::{AnswerMode, PluginIdentity};
 
-/// A directive together with who gave it, or the returnable kwargs as the plugins left them.
+/// What the plugins answered together: the returnable kwargs as they left them, or what is to become of the task.
 #[derive(Debug, Clone)]
 pub enum Answered {
     /// Key and value of each kwarg that a plugin replaced.
@@ -40,14 +40,20 @@ fn without_digest<S: Serializer>(by: &Arc<PluginIdentity>, serializer: S) -> Res
 }
 
 /// Gathers the answers of one event.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Gathered {
+    /// Whether the task has an attempt left that a `retry_after` could mean.
+    may_run_again: bool,
     answered: Option<Answered>,
     /// What the answer is a list of, while the last one was of mode `all`.
     all: Option<Vec<Box<RawValue>>>,
 }
 
 impl Gathered {
+    pub(super) fn new(may_run_again: bool) -> Self {
+        Self { may_run_again, answered: None, all: None }
+    }
+
     /// Takes a value that a plugin answered to `trigger`.
     ///
     /// An object answered to a trigger with several returnable keys replaces the keys it names, and no others; in mode `all` too, since
@@ -82,7 +88,7 @@ impl Gathered {
         Ok(())
     }
 
-    /// Takes a directive that a plugin gave.
+    /// Takes a directive that a plugin gave. One that nobody can follow leaves the answer before it.
     pub(super) fn take_directive(&mut self, trigger: Trigger, directive: Directive) -> Result<(), Box<ErrorBody>> {
         if trigger != Trigger::TaskExecutorRunTaskTriggerError {
             let message = format!(
@@ -92,10 +98,13 @@ impl Gathered {
             );
             return Err(answer_error(message));
         }
-        if let Directive::RetryAfter { seconds } = &directive
-            && !(seconds.is_finite() && *seconds >= 0.0)
-        {
-            return Err(answer_error(format!("answered retry_after {seconds}; expected a number of seconds, 0 or more")));
+        if let Directive::RetryAfter { seconds } = &directive {
+            if !(seconds.is_finite() && *seconds >= 0.0) {
+                return Err(answer_error(format!("answered retry_after {seconds}; expected a number of seconds, 0 or more")));
+            }
+            if !self.may_run_again {
+                return Ok(());
+            }
         }
         self.all = None;
         self.answered = Some(Answered::Directive(directive));
@@ -205,7 +214,7 @@ mod tests {
     }
 
     fn values(trigger: Trigger, mode: AnswerMode, answers: &[&str]) -> Vec<(&'static str, String)> {
-        let mut gathered = Gathered::default();
+        let mut gathered = Gathered::new(true);
         for answer in answers {
             gathered.take_value(trigger, mode, raw(answer)).expect("a fitting answer");
         }
@@ -231,7 +240,7 @@ mod tests {
         let trigger = Trigger::QtasksAddTaskBeforeBroker;
         let answered = values(trigger, AnswerMode::ReturnLast, &[r#"{"priority": 5}"#, r#"{"task_name": "b", "priority": 7}"#]);
         assert_eq!(answered, [("priority", "7".to_owned()), ("task_name", r#""b""#.to_owned())]);
-        let mut gathered = Gathered::default();
+        let mut gathered = Gathered::new(true);
         let wrong = gathered.take_value(trigger, AnswerMode::ReturnLast, raw(r#"{"priorty": 5}"#)).expect_err("no such key");
         assert!(wrong.message.contains("did you mean `priority`?"), "{wrong}");
         assert!(gathered.take_value(trigger, AnswerMode::ReturnLast, raw("[1]")).is_err());
@@ -244,7 +253,7 @@ mod tests {
     fn all_makes_a_list_of_the_answers_before_it_and_never_of_different_keys() {
         let error = Trigger::TaskExecutorRunTaskTriggerError;
         let take = |answers: &[(AnswerMode, &str)]| {
-            let mut gathered = Gathered::default();
+            let mut gathered = Gathered::new(true);
             for (mode, answer) in answers {
                 match *answer {
                     "cancel" => gathered.take_directive(error, Directive::Cancel { reason: String::new() }).expect("fits"),
@@ -267,7 +276,7 @@ mod tests {
 
     #[test]
     fn directives_belong_to_the_error_trigger_and_are_checked() {
-        let mut gathered = Gathered::default();
+        let mut gathered = Gathered::new(true);
         let cancel = Directive::Cancel { reason: "no".into() };
         assert!(gathered.take_directive(Trigger::WorkerStart, cancel).is_err());
         let never = Directive::RetryAfter { seconds: -1.0 };

@@ -82,10 +82,20 @@ impl Dispatcher {
         if !self.has_subscribers(trigger) {
             return Dispatched::default();
         }
-        self.fire_subscribed(trigger, kwargs).await
+        self.fire_subscribed(trigger, kwargs, true).await
     }
 
-    async fn fire_subscribed(&self, trigger: Trigger, kwargs: &(impl Serialize + Sync)) -> Dispatched {
+    /// Fires `task_executor_run_task_trigger_error`. Where the task `may_run_again` no more, a `retry_after` is recorded and is no answer:
+    /// that of a plugin before it stands, and the next one is asked.
+    pub async fn fire_error(&self, kwargs: &(impl Serialize + Sync), may_run_again: bool) -> Dispatched {
+        let trigger = Trigger::TaskExecutorRunTaskTriggerError;
+        if !self.has_subscribers(trigger) {
+            return Dispatched::default();
+        }
+        self.fire_subscribed(trigger, kwargs, may_run_again).await
+    }
+
+    async fn fire_subscribed(&self, trigger: Trigger, kwargs: &(impl Serialize + Sync), may_run_again: bool) -> Dispatched {
         let registry = self.registry.load_full();
         let event = self.next_event.fetch_add(1, Ordering::Relaxed);
         let mut kwargs = match to_json(kwargs) {
@@ -96,7 +106,7 @@ impl Dispatcher {
             }
         };
         let subscriptions = registry.subscriptions(trigger);
-        let mut gathered = Gathered::default();
+        let mut gathered = Gathered::new(may_run_again);
         let mut dispatched = Dispatched { answer: None, decisions: Vec::with_capacity(subscriptions.len()) };
         let mut resolution = None;
         let mut stale = false;
@@ -119,7 +129,11 @@ impl Dispatcher {
             if let Some(failure) = &failure {
                 tracing::warn!(plugin = %by.name, %trigger, event, "the plugin failed, the next one is asked: {failure}");
             }
-            let answered = !matches!(kind, OutcomeKind::Pass | OutcomeKind::Failed);
+            let answered = match kind {
+                OutcomeKind::Pass | OutcomeKind::Failed => false,
+                OutcomeKind::RetryAfter => may_run_again,
+                _ => true,
+            };
             dispatched.decisions.push(Decision {
                 event,
                 trigger,
