@@ -71,6 +71,48 @@ async fn a_task_knows_its_name_id_attempt_and_configuration() {
 }
 
 #[tokio::test]
+async fn a_task_without_settings_has_its_data_directory_in_the_state_directory_too() {
+    let app = TestApp::with(&[])
+        .start_with(|app| {
+            app.inline_task("where", |ctx, (): (), (): ()| Ok::<_, TaskError>(ctx.host().data_dir()?.to_owned()));
+        })
+        .await;
+    let directory = app.place.state().join("tasks/where");
+    assert_eq!(returning(&app.run("where", json!([]), json!({})).await), json!(directory).to_string());
+    assert!(directory.is_dir());
+}
+
+#[tokio::test]
+async fn a_task_under_a_name_that_nobody_can_ask_for_is_told_at_the_start() {
+    for name in ["", "a:b"] {
+        let app = TestApp::with(&[]);
+        let (_place, started) = app
+            .try_start_with(|app| {
+                app.inline_task(name, |_ctx, (): (), (): ()| Ok::<_, TaskError>(()));
+            })
+            .await;
+        let StartError::Tasks(refused) = started.expect_err("no such name") else { panic!("it is about tasks") };
+        assert_eq!(refused.to_string(), "the application provides a task under an unusable name");
+        let reason = std::error::Error::source(&refused).expect("a reason").to_string();
+        assert_says(&reason, &[&format!("{name:?} is not a task name"), "no `:`"]);
+    }
+}
+
+#[tokio::test]
+async fn a_result_beyond_the_bounds_is_an_error() {
+    let app = TestApp::with(&[])
+        .start_with(|app| {
+            app.inline_task("deep", |_ctx, (depth,): (usize,), (): ()| {
+                Ok::<_, TaskError>(serde_json::value::RawValue::from_string("[".repeat(depth) + &"]".repeat(depth))?)
+            });
+        })
+        .await;
+    assert_eq!(app.run("deep", json!([128]), json!({})).await.status, Status::Success);
+    let error = app.run("deep", json!([129]), json!({})).await.error.expect("an error");
+    assert_eq!((&*error.kind, &*error.message), ("ResultError", "the task's result is JSON nested deeper than 128"));
+}
+
+#[tokio::test]
 async fn a_result_without_json_form_is_an_error() {
     let app = TestApp::with(&[])
         .start_with(|app| {

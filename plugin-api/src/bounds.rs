@@ -72,6 +72,15 @@ pub fn check_json(text: &str) -> Result<(), BoundsError> {
     Ok(())
 }
 
+/// Checks that a payload is no longer than [`MAX_BYTES`].
+///
+/// # Errors
+///
+/// [`BoundsError::TooLong`].
+pub fn check_size(text: &str) -> Result<(), BoundsError> {
+    if text.len() > MAX_BYTES { Err(BoundsError::TooLong { len: text.len(), max: MAX_BYTES }) } else { Ok(()) }
+}
+
 /// Checks the nesting of a JSON text without parsing it.
 ///
 /// # Errors

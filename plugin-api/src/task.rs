@@ -4,6 +4,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::bounds;
 use crate::error::{Error, TaskCancelError, TaskError, TaskPluginTriggerError};
 use crate::event::Call;
 use crate::host::{CancelFlag, Host, Level};
@@ -178,9 +179,14 @@ pub(crate) fn open<'a>(call: &Call<'a>) -> Result<(TaskContext, &'a str, &'a str
 ///
 /// # Errors
 ///
-/// Error type `ResultError` when the value has no JSON form.
+/// Error type `ResultError` when the value has no JSON form, or one beyond [`bounds`].
 pub fn write_result<T: Serialize>(value: &T) -> Result<Box<RawValue>, TaskError> {
-    to_raw_value(value).map_err(|error| TaskError::other("ResultError", format!("the task's result has no JSON form: {error}")))
+    let refused = |reason: String| TaskError::other("ResultError", format!("the task's result {reason}"));
+    let result = to_raw_value(value).map_err(|error| refused(format!("has no JSON form: {error}")))?;
+    bounds::check_size(result.get())
+        .and_then(|()| bounds::check_depth(result.get()))
+        .map_err(|error| refused(format!("is {error}")))?;
+    Ok(result)
 }
 
 #[cfg(test)]

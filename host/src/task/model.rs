@@ -198,7 +198,7 @@ fn reason(error: &serde_json::Error) -> String {
     in_plain_words(&error.to_string(), "a JSON object").replace(" at line 1 column ", " at column ")
 }
 
-fn checked_name(name: Arc<str>) -> Result<Arc<str>, TaskModelError> {
+pub(super) fn checked_name(name: Arc<str>) -> Result<Arc<str>, TaskModelError> {
     if name.is_empty() || name.contains(':') {
         return Err(TaskModelError::Name(name.chars().take(80).collect()));
     }

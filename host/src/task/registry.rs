@@ -11,6 +11,7 @@ use serde_json::value::to_raw_value;
 
 use super::command::{CommandError, CommandTask};
 use super::function::{Body, TaskFunction, TaskLimits, async_body, generator_body, sync_body};
+use super::model::{TaskModelError, checked_name};
 use super::settings::TaskSettings;
 use crate::nearest::nearest;
 use crate::plugin::Registry;
@@ -29,6 +30,14 @@ pub enum TaskRegistryError {
         first: String,
         /// Who also wants it.
         second: String,
+    },
+    /// A name under which no task can be asked for.
+    #[error("the {provided_by} provides a task under an unusable name")]
+    Name {
+        /// Who provides it.
+        provided_by: String,
+        /// What is wrong with the name.
+        source: TaskModelError,
     },
     /// Settings for a task that nobody provides.
     #[error("[tasks.{task}]: nobody provides a task of this name, and there is no `command` in it{hint}")]
@@ -53,7 +62,8 @@ pub enum TaskRegistryError {
 pub struct TaskRegistry {
     /// Shared: a run ends with what it began with, whatever is replaced meanwhile.
     tasks: BTreeMap<Arc<str>, Arc<TaskFunction>>,
-    twice: Option<TaskRegistryError>,
+    /// What was wrong first. Told when the application starts, so that registering stays a plain statement.
+    refused: Option<TaskRegistryError>,
 }
 
 impl TaskRegistry {
@@ -129,11 +139,16 @@ impl TaskRegistry {
     }
 
     fn add(&mut self, name: &str, provided_by: &str, limits: TaskLimits, body: Body) {
-        let name: Arc<str> = name.into();
+        let name: Arc<str> = match checked_name(name.into()) {
+            Ok(name) => name,
+            Err(source) => {
+                self.refused.get_or_insert(TaskRegistryError::Name { provided_by: provided_by.to_owned(), source });
+                return;
+            }
+        };
         let function = Arc::new(function(Arc::clone(&name), provided_by, limits, body));
         if let Some(first) = self.tasks.insert(Arc::clone(&name), function) {
-            // Told when the application starts, so that registering stays a plain statement.
-            self.twice.get_or_insert(TaskRegistryError::Twice {
+            self.refused.get_or_insert(TaskRegistryError::Twice {
                 task: name.to_string(),
                 first: first.provided_by.to_string(),
                 second: provided_by.to_owned(),
@@ -161,13 +176,14 @@ impl TaskRegistry {
                 self.add(name, "command", TaskLimits::default(), Body::Command(command));
             }
         }
-        if let Some(twice) = self.twice.take() {
-            return Err(twice);
+        if let Some(refused) = self.refused.take() {
+            return Err(refused);
         }
+        let none = TaskSettings::default();
         for (name, function) in &mut self.tasks {
             // Nobody else has one before the start.
-            if let (Some(settings), Some(function)) = (settings.get(&**name), Arc::get_mut(function)) {
-                function.apply(settings, state_dir);
+            if let Some(function) = Arc::get_mut(function) {
+                function.apply(settings.get(&**name).unwrap_or(&none), state_dir);
             }
         }
         let completed = self.with_plugins(plugins, settings, state_dir)?;
@@ -193,7 +209,8 @@ impl TaskRegistry {
         state_dir: &Path,
     ) -> Result<Self, TaskRegistryError> {
         let own = self.tasks.iter().filter(|(_, function)| !matches!(function.body, Body::Plugin(_)));
-        let mut all = Self { tasks: own.map(|(name, function)| (Arc::clone(name), Arc::clone(function))).collect(), twice: None };
+        let mut all =
+            Self { tasks: own.map(|(name, function)| (Arc::clone(name), Arc::clone(function))).collect(), refused: None };
         for (name, provided) in plugins.tasks() {
             let (limits, plugin) = (TaskLimits::default(), provided.plugin.name());
             let mut function = function(name.as_str().into(), plugin, limits, Body::Plugin(provided.clone()));
