@@ -163,6 +163,29 @@ async fn an_unknown_key_of_a_plugins_config_names_the_nearest() {
 }
 
 #[tokio::test]
+async fn a_wrong_value_in_a_plugins_config_is_told_with_its_key() {
+    let wrong = [
+        ("delay_seconds = 'x'", "delay_seconds: invalid type: string \"x\", expected a number"),
+        ("kinds = ['a', 3]", "kinds: invalid type: integer `3`, expected a string"),
+    ];
+    for (setting, said) in wrong {
+        for isolation in ["in-process", "process"] {
+            let app = TestApp::with(&["retry_later"])
+                .set(format!("plugins.retry-later.config.{setting}"))
+                .set(format!("plugins.retry-later.isolation = '{isolation}'"));
+            let reason = app.start().await.refusal("libretry_later.so", "config");
+            assert_eq!(reason, format!("[plugins.retry-later.config]: {said}"), "{isolation}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_date_in_a_plugins_config_is_a_text() {
+    let app = TestApp::with(&["fallback", "scripted"]).set("plugins.fallback.config.values.raise = 1979-05-27").start().await;
+    assert_eq!(returning(&app.raise().await), r#""1979-05-27""#);
+}
+
+#[tokio::test]
 async fn a_plugin_without_configuration_takes_none() {
     let app = TestApp::with(&["penguins"]).set("plugins.penguins.config.year = 2009").start().await;
     assert_says(&app.refusal("libpenguins.so", "config"), &["[plugins.penguins.config]: unknown field `year`"]);

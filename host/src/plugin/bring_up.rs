@@ -5,8 +5,8 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use qtasks_plugin_api::abi::loaded::{CallError, Instance, Layout, Module, ModuleError};
-use qtasks_plugin_api::{Export, HostServices, Init};
-use serde_json::value::to_raw_value;
+use qtasks_plugin_api::{Export, HostServices, Init, to_raw_value};
+use serde_json::value::RawValue;
 
 use super::culprit::{self, Culprit, Mark};
 use super::inspected::Inspected;
@@ -25,6 +25,7 @@ use super::settings::{Isolation, PluginSettings};
 use super::start_watch::Step;
 use super::verdicts::{Subject, Verdicts};
 use crate::nearest::nearest_in;
+use crate::plain_words::in_plain_words;
 
 impl Loader<'_> {
     /// The stages after the bytes were found good: opens the library, compares manifests, creates, starts; here or in a process of
@@ -76,7 +77,8 @@ impl Loader<'_> {
         let init = self.init(&manifest, settings)?;
         // The one place it may write to; made here, since the sandbox can name only what exists.
         let prepared = std::fs::create_dir_all(&init.data_dir);
-        let failed = |source| isolated_error(&manifest, source);
+        let config = init.config.clone();
+        let failed = |source| isolated_error(&manifest, &config, source);
         prepared.map_err(|error| failed(GuestError::Host(error)))?;
         let recipe = Recipe {
             program: self.guest_program()?.to_owned(),
@@ -152,7 +154,7 @@ impl Loader<'_> {
         let init = self.init(manifest, settings)?;
         let _watched = self.policy.watch.begin(&manifest.name, subject, settings.start_deadline, Step::Start);
         let services = TracingServices::new(manifest.name.as_str().into());
-        let instance = module.create(&init, services).map_err(|source| create_error(manifest, source))?;
+        let instance = module.create(&init, services).map_err(|source| create_error(manifest, &init.config, source))?;
         instance.start().map_err(|source| LoadErrorKind::Start { plugin: manifest.name.clone(), said: source.to_string() })?;
         Ok(instance)
     }
@@ -162,24 +164,62 @@ fn linked_in_manifest<P: Export>() -> Result<Manifest, LoadErrorKind> {
     Ok(serde_json::from_str(P::MANIFEST).map_err(|error| ManifestError::Shape(error.to_string()))?)
 }
 
-fn isolated_error(manifest: &Manifest, source: GuestError) -> LoadErrorKind {
-    let plugin = manifest.name.clone();
+fn isolated_error(manifest: &Manifest, config: &RawValue, source: GuestError) -> LoadErrorKind {
     match source {
-        GuestError::Refused { code, reason } if code == "config" => {
-            LoadErrorKind::Config { plugin, hint: nearest_in(&reason), message: reason }
-        }
-        source => LoadErrorKind::Isolated { plugin, source },
+        GuestError::Refused { code, reason } if code == "config" => config_error(manifest, config, &reason),
+        source => LoadErrorKind::Isolated { plugin: manifest.name.clone(), source },
     }
 }
 
-fn create_error(manifest: &Manifest, source: CallError) -> LoadErrorKind {
-    let plugin = manifest.name.clone();
+fn create_error(manifest: &Manifest, config: &RawValue, source: CallError) -> LoadErrorKind {
     match source {
-        CallError::Plugin(body) if body.kind == "ConfigError" => {
-            LoadErrorKind::Config { plugin, hint: nearest_in(&body.message), message: body.message }
-        }
-        source => LoadErrorKind::Create { plugin, said: source.to_string() },
+        CallError::Plugin(body) if body.kind == "ConfigError" => config_error(manifest, config, &body.message),
+        source => LoadErrorKind::Create { plugin: manifest.name.clone(), said: source.to_string() },
     }
+}
+
+/// What a plugin says of its configuration, with the key instead of a column in JSON that the operator never saw.
+fn config_error(manifest: &Manifest, config: &RawValue, said: &str) -> LoadErrorKind {
+    let hint = nearest_in(said);
+    let (said, column) = said.rsplit_once(" at line 1 column ").unwrap_or((said, ""));
+    let mut keys = column.parse().map_or_else(|_| Vec::new(), |column| keys_at(config.get(), column));
+    // "unknown field `x`" names its key.
+    keys.pop_if(|key| said.contains(&format!("`{key}`")));
+    let place = if keys.is_empty() { String::new() } else { format!("{}: ", keys.join(".")) };
+    let message = format!("{place}{}", in_plain_words(said, "a table"));
+    LoadErrorKind::Config { plugin: manifest.name.clone(), message, hint }
+}
+
+/// The keys that lead to the byte of this number, from 1, of a JSON text without blanks.
+fn keys_at(json: &str, column: usize) -> Vec<&str> {
+    let mut keys = Vec::new();
+    let mut rest = 0..column.min(json.len());
+    while let Some(at) = rest.next() {
+        match json.as_bytes()[at] {
+            b'{' | b'[' => keys.push(None),
+            b'}' | b']' => drop(keys.pop()),
+            b'"' => {
+                let mut escaped = false;
+                let end = rest.find(|at| match json.as_bytes()[*at] {
+                    _ if escaped => {
+                        escaped = false;
+                        false
+                    }
+                    byte => {
+                        escaped = byte == b'\\';
+                        byte == b'"'
+                    }
+                });
+                if let (Some(end), Some(key)) = (end, keys.last_mut())
+                    && json.as_bytes().get(end + 1) == Some(&b':')
+                {
+                    *key = Some(&json[at + 1..end]);
+                }
+            }
+            _ => {}
+        }
+    }
+    keys.into_iter().flatten().collect()
 }
 
 /// The comparison of layouts is up to 28 KB long: it goes to the debug log, the message stays readable.
@@ -188,4 +228,26 @@ fn log_layout_dump(error: OpenError) -> OpenError {
         tracing::debug!("layout comparison: {dump}");
     }
     error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::keys_at;
+
+    #[test]
+    fn a_column_is_told_as_the_keys_that_lead_to_it() {
+        let json = r#"{"a":1,"\"b":[{"c":"d:\"{"},{"e":[2]}],"f":{}}"#;
+        for (before, keys) in [
+            (r#"{"a":1"#, &["a"][..]),
+            (r#"{"a":1,"\"b":[{"c":"d:\"{""#, &["\\\"b", "c"]),
+            (r#"{"a":1,"\"b":[{"c":"d:\"{"},{"e":[2"#, &["\\\"b", "e"]),
+            (r#"{"a":1,"\"b":[{"c":"d:\"{"},{"e":[2]}]"#, &["\\\"b"]),
+            (r#"{"a":1,"\"b":[{"c":"d:\"{"},{"e":[2]}],"f":{"#, &["f"]),
+            (json, &[]),
+        ] {
+            assert!(json.starts_with(before), "{before}");
+            assert_eq!(keys_at(json, before.len()), keys, "{before}");
+        }
+        assert!(keys_at(json, usize::MAX).is_empty());
+    }
 }

@@ -60,6 +60,7 @@ pub struct PluginSettings {
     /// Whether loading it may change the host's process.
     pub side_effects: SideEffects,
     /// The plugin's own configuration.
+    #[serde(deserialize_with = "config")]
     pub config: toml::Table,
 }
 
@@ -170,6 +171,28 @@ pub enum AnswerMode {
     /// It is added to the answers before it, and the next plugin is asked: the answer is the list of all. Where a trigger takes several
     /// keys there is no such list, and this is [`ReturnLast`](Self::ReturnLast).
     All,
+}
+
+/// Reads a configuration that is handed on as JSON: a date of TOML becomes a text, and a number that JSON cannot say is refused.
+pub(crate) fn config<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<toml::Table, D::Error> {
+    fn check(value: &mut toml::Value) -> Result<(), String> {
+        match value {
+            toml::Value::Float(number) if !number.is_finite() => Err(format!("{number} has no JSON form: use a text instead")),
+            toml::Value::Datetime(date) => {
+                *value = date.to_string().into();
+                Ok(())
+            }
+            toml::Value::Array(items) => items.iter_mut().try_for_each(check),
+            toml::Value::Table(members) => members.iter_mut().try_for_each(|(_, value)| check(value)),
+            _ => Ok(()),
+        }
+    }
+
+    let mut table = toml::Table::deserialize(deserializer)?;
+    for (key, value) in &mut table {
+        check(value).map_err(|reason| serde::de::Error::custom(format!("config.{key}: {reason}")))?;
+    }
+    Ok(table)
 }
 
 /// A time that every clock can add: above 0, and ten years at most.

@@ -39,6 +39,7 @@ pub struct TaskSettings {
     /// What is sent to the plugins.
     pub intercept: Option<Intercept>,
     /// What the task sees as `ctx.config()`. For a task of the application: one of a plugin reads its plugin's, a command none.
+    #[serde(deserialize_with = "crate::plugin::settings::config")]
     pub config: toml::Table,
 }
 
