@@ -130,6 +130,11 @@ impl Answer {
 ///
 /// `()` is "not handled"; `Option` is "not handled" when `None`; `Result` fails with any error; numbers, texts, booleans, lists
 /// of these and [`serde_json::Value`] are answers. For any other serde type use [`Answer::result`].
+#[diagnostic::on_unimplemented(
+    message = "a handler cannot return `{Self}`",
+    note = "a value of any serde type is answered with `Answer::result(value)`",
+    note = "an `async fn` is named with `=> async`"
+)]
 pub trait IntoAnswer {
     /// The answer.
     fn into_answer(self) -> Answer;

@@ -144,6 +144,10 @@ const fn write_object<const N: usize>(fields: &[Field], json: &mut ConstJson<N>)
 ///
 /// Write it with [`config!`](crate::config), use `()` for none, or implement this for a serde struct of your own with a
 /// [`Schema::Raw`] beside it.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no configuration of a plugin: its JSON Schema is not known",
+    note = "declare the struct within `qtasks_plugin_api::config! {{ … }}`, or implement `PluginConfig` for it"
+)]
 pub trait PluginConfig: DeserializeOwned {
     /// Its JSON Schema.
     const SCHEMA: Schema;
@@ -170,6 +174,10 @@ impl PluginConfig for () {
 }
 
 /// A type that may stand in a [`config!`](crate::config) struct.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot stand in a `config!` struct: its JSON Schema is not known",
+    note = "declare a struct or an enum of names within `qtasks_plugin_api::config! {{ … }}`, or use `serde_json::Value`"
+)]
 pub trait ConfigValue {
     /// Its JSON Schema.
     const SCHEMA: Schema;

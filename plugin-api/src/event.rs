@@ -23,6 +23,10 @@ pub struct Call<'a> {
 }
 
 /// A type that a handler may take.
+#[diagnostic::on_unimplemented(
+    message = "a handler cannot take a `{Self}`",
+    note = "it takes an `Event<'_>`, or for `task_executor_run_task_trigger_error` a `TriggerError<'_>`; `event.kwargs.to()` reads other types"
+)]
 pub trait FromCall<'a>: Sized {
     /// Reads it from the call.
     ///

@@ -30,7 +30,7 @@ pub trait Plugin: Sized + Send + Sync + 'static {
     /// Any error refuses the plugin, with its message shown to the operator. A panic does the same.
     fn create(config: Self::Config, host: Host) -> Result<Self, Error>;
 
-    /// Called once after `create`, before the first event.
+    /// Called once after `create`, before the first event, on the same thread and within the same deadline.
     ///
     /// # Errors
     ///
@@ -39,7 +39,8 @@ pub trait Plugin: Sized + Send + Sync + 'static {
         Ok(())
     }
 
-    /// Called once, after the last call has ended.
+    /// Called once, after the last call has ended or was given up at its deadline: one that goes on all the same may still run. On a thread
+    /// where it may wait, for some seconds; whoever shuts down does not wait longer.
     ///
     /// # Errors
     ///
@@ -152,7 +153,20 @@ pub fn refused(error: TaskError) -> Answer {
 /// }
 /// ```
 ///
-/// Name, version, description and authors come from the plugin's `Cargo.toml`. A name that is no trigger does not compile.
+/// Name, version, description and authors come from the plugin's `Cargo.toml`. The words stand in this order; each may be left out, but
+/// `plugin` may not. A name that is no trigger does not compile:
+///
+/// ```compile_fail,E0080
+/// # use qtasks_plugin_api::{Error, Event, Host, Plugin, export_plugin};
+/// # struct Misspelt;
+/// # impl Plugin for Misspelt {
+/// #     type Config = ();
+/// #     fn create(_: (), _: Host) -> Result<Self, Error> { Ok(Self) }
+/// # }
+/// # impl Misspelt { fn on_start(&self, _: Event<'_>) {} }
+/// export_plugin! { plugin: Misspelt, handlers: { worker_strat => on_start } }
+/// ```
+///
 /// A plugin that is linked into an application instead of being a library uses
 /// [`define_plugin!`](crate::define_plugin), which takes the same words and exports no symbol.
 #[macro_export]
@@ -197,7 +211,16 @@ macro_rules! define_plugin {
                     unwinds: ::core::cfg!(panic = "unwind"),
                     priority: $crate::__first!($($priority,)? 0,),
                     handlers: &[$($(
-                        ($crate::__private::known_trigger(::core::stringify!($trigger)), $crate::__mode!($($handler)+)),
+                        (
+                            $crate::__private::known_trigger(
+                                ::core::stringify!($trigger),
+                                ::core::concat!(
+                                    "no trigger is called `", ::core::stringify!($trigger),
+                                    "`: see `Trigger` for the names; `global` is every trigger",
+                                ),
+                            ),
+                            $crate::__mode!($($handler)+),
+                        ),
                     )*)?],
                     tasks: &[$($(
                         ($crate::__private::plain_name(::core::stringify!($task)), $crate::__mode!($($body)+)),

@@ -187,17 +187,14 @@ pub struct TaskEntry {
     pub mode: Mode,
 }
 
-/// Refuses, at compile time, a name that is no trigger.
+/// Refuses, at compile time, a name that is no trigger, with `message`: a constant cannot put the name into one.
 ///
 /// # Panics
 ///
 /// When it is none; in a constant that is an error of the compiler.
 #[must_use]
-pub const fn known_trigger(name: &'static str) -> &'static str {
-    assert!(
-        Trigger::from_name(name).is_some() || is_global(name),
-        "no such trigger: see `Trigger` for the names; `global` is every trigger"
-    );
+pub const fn known_trigger(name: &'static str, message: &'static str) -> &'static str {
+    assert!(Trigger::from_name(name).is_some() || is_global(name), "{}", message);
     name
 }
 
