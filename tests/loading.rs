@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::support::app::Started;
 use crate::support::artifacts::library;
-use crate::support::{Host, Place, TestApp, assert_says, returning};
+use crate::support::{Host, Place, TestApp, assert_says, returning, versioned};
 
 async fn only(plugin: &str) -> Started {
     TestApp::with(&[plugin]).start().await
@@ -189,6 +189,17 @@ async fn a_date_in_a_plugins_config_is_a_text() {
 async fn a_plugin_without_configuration_takes_none() {
     let app = TestApp::with(&["penguins"]).set("plugins.penguins.config.year = 2009").start().await;
     assert_says(&app.refusal("libpenguins.so", "config"), &["[plugins.penguins.config]: unknown field `year`"]);
+}
+
+/// Otherwise what it has begun in its `start` would go on, in an application that does not.
+#[tokio::test(flavor = "multi_thread")]
+async fn plugins_that_came_up_are_stopped_when_the_application_does_not_start() {
+    for isolation in ["in-process", "process"] {
+        let app = versioned::app(isolation).set("plugins.nobody.priority = 1");
+        let (place, started) = app.try_start_with(|_| ()).await;
+        assert!(matches!(started, Err(StartError::UnknownPlugin { .. })), "{started:?}");
+        assert_eq!(versioned::stops(&place), [1], "{isolation}");
+    }
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 
 use crate::broker::{Backend, BrokerError, BrokerSettings, Store};
 use crate::nearest::nearest;
+use crate::plugin::loader::stop_unused;
 use crate::plugin::start_watch::{Late, Unfinished};
 use crate::plugin::verdicts::Verdicts;
 use crate::plugin::watch::DirectoryWatch;
@@ -269,9 +270,20 @@ impl App {
     }
 
     fn start_here(self, policy: LoadPolicy, changes: Option<DirectoryWatch>) -> Result<Running, StartError> {
+        let mut loaded = Loaded::default();
+        self.put_together(&mut loaded, policy, changes).inspect_err(|_| {
+            loaded.plugins.iter().for_each(|plugin| stop_unused(plugin));
+        })
+    }
+
+    fn put_together(
+        self,
+        loaded: &mut Loaded,
+        policy: LoadPolicy,
+        changes: Option<DirectoryWatch>,
+    ) -> Result<Running, StartError> {
         let Self { settings, tasks, middlewares, linked_in } = self;
         let loader = Loader { settings: &settings.plugins, policy: &policy };
-        let mut loaded = Loaded::default();
         let mut linked_names = Vec::new();
         for link in linked_in {
             let (name, plugin) = link(&loader, &loaded.plugins).map_err(|kind| StartError::LinkedIn(Box::new(kind)))?;
@@ -282,11 +294,11 @@ impl App {
             Some(directory) if settings.safe_mode => {
                 tracing::warn!("safe mode: nothing is loaded from {}", shown(directory));
             }
-            Some(directory) => loader.load_directory(directory, &mut loaded)?,
+            Some(directory) => loader.load_directory(directory, loaded)?,
             None => {}
         }
-        check_names(&settings, &loaded, &linked_names)?;
-        let registry = Registry::new(loaded.plugins)?;
+        check_names(&settings, loaded, &linked_names)?;
+        let registry = Registry::new(loaded.plugins.clone())?;
         let may_be_missing = |task: &str| settings.safe_mode || loaded.reports.iter().any(|report| report.may_provide(task));
         let tasks = tasks.complete(&registry, &settings.tasks, &settings.state_dir, may_be_missing)?;
         warn_of_retries(&settings, &tasks);
@@ -301,7 +313,7 @@ impl App {
             tasks: settings.tasks,
             drain_deadline: settings.drain_deadline,
         };
-        let replacer = Arc::new(Replacer::new(replacing, Arc::clone(&executor), loaded.reports, changes));
+        let replacer = Arc::new(Replacer::new(replacing, Arc::clone(&executor), std::mem::take(&mut loaded.reports), changes));
         Ok(Running { executor, broker, worker, replacer })
     }
 }

@@ -90,6 +90,7 @@ pub struct Settings {
     #[serde(deserialize_with = "crate::plugin::settings::seconds")]
     pub lease: Duration,
     /// Lost workers after which a task is set aside.
+    #[serde(deserialize_with = "losses")]
     pub max_losses: u32,
     /// Time that what runs may take to end when the worker is stopped, or its plugin is replaced.
     #[serde(deserialize_with = "crate::plugin::settings::seconds")]
@@ -178,6 +179,13 @@ fn default_state_dir() -> PathBuf {
 
 fn optional_seconds<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
     crate::plugin::settings::seconds(deserializer).map(Some)
+}
+
+fn losses<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    match u32::deserialize(deserializer)? {
+        0 => Err(serde::de::Error::custom("found 0 losses; expected at least 1: with none, every task would be set aside")),
+        losses => Ok(losses),
+    }
 }
 
 /// Reads `[plugins.NAME]` and its like: tables by name, none of them a list of values.
@@ -424,6 +432,8 @@ mod tests {
             ("plugins.a.triggers = ['oops']", "no trigger is called `oops`; docs/triggers.md lists"),
             ("tasks.a.attempts = 0", "found 0 attempts; expected at least 1"),
             ("max_attempts = 0", "found 0 attempts; expected at least 1"),
+            ("max_losses = 0", "found 0 losses; expected at least 1"),
+            ("plugins.a.memory_mib = 31", "found 31 MiB; expected at least 32"),
             ("intercept = 'al'", "did you mean `all`?"),
             ("concurrency = 0", "expected at least 1"),
             ("concurrency = -1", "integer `-1`, expected a whole number from 0 on"),

@@ -46,7 +46,8 @@ pub struct PluginSettings {
     pub answers: BTreeMap<Trigger, AnswerMode>,
     /// Where its code runs.
     pub isolation: Isolation,
-    /// Address space of its own process, in MiB.
+    /// Address space of its own process, in MiB; [`LEAST_MEMORY_MIB`] at least.
+    #[serde(deserialize_with = "memory_mib")]
     pub memory_mib: u64,
     /// Processor time in one life of its own process, in seconds: then it is ended, which counts as a crash, and started again.
     pub cpu_seconds: Option<NonZeroU64>,
@@ -193,6 +194,18 @@ pub(crate) fn config<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Resul
         check(value).map_err(|reason| serde::de::Error::custom(format!("config.{key}: {reason}")))?;
     }
     Ok(table)
+}
+
+/// What the process of a small plugin needs to come up, in MiB of address space.
+pub const LEAST_MEMORY_MIB: u64 = 32;
+
+fn memory_mib<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    match u64::deserialize(deserializer)? {
+        little if little < LEAST_MEMORY_MIB => Err(serde::de::Error::custom(format!(
+            "found {little} MiB; expected at least {LEAST_MEMORY_MIB}, without which no process of a plugin comes up"
+        ))),
+        enough => Ok(enough),
+    }
 }
 
 /// A time that every clock can add: above 0, and ten years at most.

@@ -121,6 +121,13 @@ struct Entry {
     quarantined: Option<Quarantined>,
 }
 
+impl Entry {
+    /// Whether it says that this process probes the bytes.
+    fn is_of_this_process(&self) -> bool {
+        self.state == State::Probing && self.process == ProcessMark::of(std::process::id())
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum State {
@@ -207,19 +214,20 @@ impl Verdicts {
             .inspect_err(|_| self.forget(subject))
     }
 
-    /// Forgets the bytes: a probe that could not be held says nothing about them.
+    /// Forgets that this process probes the bytes: a probe that could not be held says nothing about them. What another host has found
+    /// meanwhile stays.
     pub(super) fn forget(&self, subject: &Subject) {
-        // Gone already is as good as removed.
-        let _ = fs::remove_file(self.file(&subject.digest));
+        let path = self.file(&subject.digest);
+        if self.read(&path).is_some_and(|entry| entry.is_of_this_process()) {
+            // Gone already is as good as removed.
+            let _ = fs::remove_file(path);
+        }
     }
 
     /// Forgets what this process noted as under probe, and will not end.
     pub(crate) fn give_up_probes(&self) {
-        let Some(this) = ProcessMark::of(std::process::id()) else { return };
         for entry in self.files().iter().filter_map(|path| self.read(path)) {
-            if entry.state == State::Probing && entry.process.as_ref() == Some(&this) {
-                self.forget(&entry.subject);
-            }
+            self.forget(&entry.subject);
         }
     }
 

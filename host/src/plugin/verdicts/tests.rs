@@ -104,4 +104,7 @@ fn a_probe_is_given_up_by_who_began_it_and_is_nobodys_failure_while_its_process_
     by(&|_| {});
     verdicts.give_up_probes();
     assert!(!verdicts.file(&subject.digest).exists());
+    verdicts.quarantine(&subject, QuarantineKind::Crash, "another host saw it".to_owned()).expect("room");
+    verdicts.forget(&subject);
+    assert!(matches!(verdicts.look(&subject.digest), Verdict::Quarantined(_)), "it stays");
 }
