@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use qtasks_plugin_api::Init;
 
+use super::process::ended::describe;
 use super::process::guest::{Purpose, Start};
 use super::process::sandbox::{Limits, SandboxLevel};
-use super::process::spawn::{Guest, GuestError, describe, nonce};
+use super::process::spawn::{Guest, GuestError, nonce};
 use super::verdicts::{QuarantineKind, Quarantined, Subject, VerdictError, Verdicts};
 use crate::shown::shown;
 

@@ -5,16 +5,17 @@
 //! loading may change in it and should not, `spawn` how it is started and ended, `supervisor` the host's side of a plugin that lives
 //! there, `restart` all lives of its process, started by its `recipe`, `connection` one of them, and `output` what that logs and prints.
 
+mod connection;
+pub(crate) mod ended;
 pub(crate) mod frame;
 pub mod guest;
-pub(crate) mod sandbox;
-pub(crate) mod spawn;
 mod output;
-mod surroundings;
-mod connection;
 pub(crate) mod recipe;
 mod restart;
+pub(crate) mod sandbox;
+pub(crate) mod spawn;
 pub(crate) mod supervisor;
+mod surroundings;
 
 pub use sandbox::SandboxLevel;
 pub use spawn::GuestError;

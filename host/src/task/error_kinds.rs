@@ -8,7 +8,6 @@ use qtasks_plugin_api::{CANCEL_ERROR, PANIC_ERROR, PLUGIN_ERROR};
 use serde::Deserialize;
 
 use super::command::COMMAND_ERROR;
-use super::executor::UNKNOWN_TASK_ERROR;
 use crate::nearest::nearest;
 use crate::plugin::{CRASH_ERROR, DEADLINE_ERROR, TRIPPED_ERROR};
 
@@ -140,6 +139,9 @@ fn python_parents(kind: &str) -> impl Iterator<Item = &'static str> {
 fn canonical(kind: &str) -> &str {
     ALIASES.iter().find(|(alias, _)| *alias == kind).map_or(kind, |(_, name)| name)
 }
+
+/// `type` of the error of a task that nobody provides.
+pub const UNKNOWN_TASK_ERROR: &str = "UnknownTask";
 
 const ROOT: &str = "BaseException";
 

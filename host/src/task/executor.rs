@@ -11,7 +11,7 @@ use qtasks_plugin_api::{Directive, ErrorBody, TaskError, Trigger};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::error_kinds::ErrorKinds;
+use super::error_kinds::{ErrorKinds, UNKNOWN_TASK_ERROR};
 use super::function::{TaskFunction, panicked};
 use super::middleware::Middleware;
 use super::model::Task;
@@ -19,9 +19,6 @@ use super::registry::TaskRegistry;
 use super::settings::Intercept;
 use crate::plugin::Registry;
 use crate::trigger::{Answered, Decision, Dispatched, Dispatcher, OutcomeKind, Resolution};
-
-/// `type` of the error of a task that nobody provides.
-pub const UNKNOWN_TASK_ERROR: &str = "UnknownTask";
 
 /// Limits for tasks that have none of their own.
 #[derive(Debug, Clone)]

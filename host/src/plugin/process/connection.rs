@@ -11,9 +11,10 @@ use tokio::net::unix::pipe;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::oneshot;
 
+use super::ended::describe;
 use super::frame::{self, Frame, FrameError, Kind};
 use super::output::{LineLimit, log_line, log_output};
-use super::spawn::{Guest, GuestError, describe};
+use super::spawn::{Guest, GuestError};
 use crate::plugin::outcome::{CRASH_ERROR, MOST_CALLS, Outcome, failed, too_many};
 use crate::plugin::services::TracingServices;
 

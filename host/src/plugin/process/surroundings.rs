@@ -6,7 +6,7 @@ use std::ffi::{CStr, c_int};
 use std::io::Read as _;
 use std::mem::MaybeUninit;
 
-use super::spawn::signal_name;
+use super::ended::signal_name;
 use crate::shown::shown;
 
 /// Longest change that is told with both of its values.
