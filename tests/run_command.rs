@@ -201,6 +201,14 @@ fn what_a_plugin_logs_in_any_of_three_ways_is_in_the_log_under_its_name() {
 }
 
 #[test]
+fn an_event_is_one_line_of_the_log_whatever_a_plugin_says() {
+    let ended = Host::run(&place(&["scripted", "logs_everything"])).with_input(RAISE).expect_code(1);
+    let line = ended.stderr.lines().find(|line| line.contains(r"two\nERROR lines")).unwrap_or_else(|| panic!("{}", ended.stderr));
+    assert_says(line, &["WARN", "plugin=logs-everything"]);
+    assert!(!ended.stderr.contains("\nERROR lines") && !ended.stderr.contains('\u{1b}'), "{}", ended.stderr);
+}
+
+#[test]
 fn the_log_level_holds_for_plugins_too() {
     let run = |level| Host::run(&place(&["scripted", "logs_everything"])).args(["--log", level]).with_input(RAISE).stderr;
     let warned = run("warn");

@@ -94,7 +94,8 @@ impl Host {
         Self { inner: Arc::new(Inner { services: Box::new(services), init }) }
     }
 
-    /// Sends a line to the host's log, under the plugin's name. `tracing` and `log` macros in a plugin end here too.
+    /// Sends a line to the host's log, under the plugin's name; the host keeps 8 KiB of it. `tracing` and `log` macros in a plugin end
+    /// here too.
     pub fn log(&self, level: Level, message: impl fmt::Display) {
         if level <= self.inner.services.max_level() {
             let message = message.to_string();

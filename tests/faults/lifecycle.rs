@@ -29,7 +29,7 @@ faults! {
     hangs_after_others_came_up: "a library hangs in its start, in the host's process, when a new one before it has come up" => "the new one runs once; what came up beside it is stopped";
     new_version_hangs_isolated: "a new version hangs in its start, in a process of its own" => "`isolated`; the old version serves";
     new_version_hangs_while_it_is_loaded: "a library hangs while a worker loads it, and did not in the probe" => "quarantined as `time-out`; the worker finishes what it can, and exits with 70; its tasks run again";
-    the_linker_is_held_from_the_runtime: "the same, while the only thread of the worker's runtime waits for the dynamic linker" => "quarantined as `time-out`; the worker exits with 70 within ten seconds of its drain deadline; its tasks run again";
+    the_linker_is_held_from_the_runtime: "a library hangs while a worker loads it, and the only thread of the worker's runtime waits for the dynamic linker" => "quarantined as `time-out`; the worker exits with 70 within ten seconds of its drain deadline; its tasks run again";
     task_of_the_application: "a new version provides a task that the application has" => "`task-taken`; the old version serves";
     trigger_not_handled: "a plugin is added that does not handle what the settings name" => "nothing is replaced; it is stopped";
     task_of_another_plugin: "a new version provides a task of another plugin" => "`task-taken`; the old version serves";

@@ -1,10 +1,14 @@
 //! Log lines on stderr, which they share with the progress bar.
 
+use std::fmt;
 use std::io::{self, IsTerminal, Write};
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
+use tracing::field::Field;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt as _;
+use tracing_subscriber::fmt::format::{Writer, debug_fn};
 
 use super::exit_code::UsageError;
 
@@ -35,8 +39,24 @@ pub(crate) fn install(filter: &str, bar: &ProgressBar) -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(io::stderr().is_terminal())
+        .fmt_fields(debug_fn(write_field).delimited(" "))
         .with_writer(move || BesideBar(bar.clone()))
         .init();
+    Ok(())
+}
+
+/// An event is one line, whatever a plugin or a task put into it: it must not look like another one, and no terminal must obey it.
+fn write_field(line: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
+    if field.name() != "message" {
+        write!(line, "{field}=")?;
+    }
+    for letter in format!("{value:?}").chars() {
+        match letter {
+            '\t' => line.write_char(letter)?,
+            control if control.is_control() => write!(line, "{}", control.escape_default())?,
+            letter => line.write_char(letter)?,
+        }
+    }
     Ok(())
 }
 

@@ -225,7 +225,7 @@ fn keys_at(json: &str, column: usize) -> Vec<&str> {
 /// The comparison of layouts is up to 28 KB long: it goes to the debug log, the message stays readable.
 fn log_layout_dump(error: OpenError) -> OpenError {
     if let OpenError::Module(ModuleError::Layout { dump }) = &error {
-        tracing::debug!("layout comparison: {dump}");
+        dump.lines().for_each(|line| tracing::debug!("layout comparison: {line}"));
     }
     error
 }
