@@ -195,7 +195,9 @@ fn whole_object<'a, T: Deserialize<'a>>(text: &'a str) -> serde_json::Result<T> 
 
 /// The words of serde_json without its line, which is that of no file, and without the names of Rust's types.
 fn reason(error: &serde_json::Error) -> String {
-    in_plain_words(&error.to_string(), "a JSON object").replace(" at line 1 column ", " at column ")
+    // What is wrong from its first character on has no column.
+    let said = error.to_string().replace(" at line 1 column 0", "");
+    in_plain_words(&said, "a JSON object").replace(" at line 1 column ", " at column ")
 }
 
 pub(super) fn checked_name(name: Arc<str>) -> Result<Arc<str>, TaskModelError> {
@@ -266,7 +268,7 @@ mod tests {
         for (line, said) in [
             ("{", "not a task: EOF"),
             ("null", "invalid type: null, expected a JSON object"),
-            (r#"["a", [1], {}, null, 0, null, null]"#, "invalid type: list, expected a JSON object at column 0; "),
+            (r#"["a", [1], {}, null, 0, null, null]"#, "invalid type: list, expected a JSON object; "),
             (r#"{"task": "a"} {}"#, "trailing characters at column 15"),
             (r#"{"args": []}"#, "missing field `task`"),
             (r#"{"task": "a", "arg": []}"#, "unknown field `arg`"),
