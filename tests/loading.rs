@@ -202,6 +202,19 @@ async fn plugins_that_came_up_are_stopped_when_the_application_does_not_start() 
     }
 }
 
+#[test]
+fn a_plugin_that_never_ends_to_stop_holds_up_no_start_that_failed() {
+    // The thread that hangs is nobody's to end, and the runtime would wait for it.
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let app = versioned::app("in-process").set("plugins.versioned.config.hangs_in_stop = 1");
+        let (place, started) = app.set("plugins.nobody.priority = 1").try_start_with(|_| ()).await;
+        assert!(matches!(started, Err(StartError::UnknownPlugin { .. })), "{started:?}");
+        assert_eq!(versioned::stops(&place), [1]);
+    });
+    runtime.shutdown_background();
+}
+
 #[tokio::test]
 async fn settings_for_an_unknown_plugin_name_the_nearest() {
     let (_place, started) = TestApp::with(&["fallback"]).set("plugins.fallbck.priority = 1").try_start_with(|_| ()).await;

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use crate::broker::{Backend, BrokerError, BrokerSettings, Store};
 use crate::nearest::nearest;
-use crate::plugin::loader::stop_unused;
+use crate::plugin::registry::stop;
 use crate::plugin::start_watch::{Late, Unfinished};
 use crate::plugin::verdicts::Verdicts;
 use crate::plugin::watch::DirectoryWatch;
@@ -257,7 +257,13 @@ impl App {
         let changes = self.watch();
         // A plugin's create and start may wait.
         match watch.load(state_dir, move || self.start_here(policy, changes)).await {
-            Ok(started) => started,
+            Ok(Ok(running)) => Ok(running),
+            Ok(Err((error, came_up))) => {
+                for plugin in came_up {
+                    stop(plugin).await;
+                }
+                Err(error)
+            }
             Err(Unfinished::Hangs(late)) => Err(StartError::Hangs(late)),
             Err(Unfinished::Lost(said)) => Err(StartError::Lost(said)),
         }
@@ -269,11 +275,10 @@ impl App {
         watch.inspect_err(|error| tracing::error!("{} is not watched for changes: {error}", shown(directory))).ok()
     }
 
-    fn start_here(self, policy: LoadPolicy, changes: Option<DirectoryWatch>) -> Result<Running, StartError> {
+    /// On failure gives the plugins that came up, too, which are to be stopped.
+    fn start_here(self, policy: LoadPolicy, changes: Option<DirectoryWatch>) -> Result<Running, (StartError, Vec<Arc<Plugin>>)> {
         let mut loaded = Loaded::default();
-        self.put_together(&mut loaded, policy, changes).inspect_err(|_| {
-            loaded.plugins.iter().for_each(|plugin| stop_unused(plugin));
-        })
+        self.put_together(&mut loaded, policy, changes).map_err(|error| (error, loaded.plugins))
     }
 
     fn put_together(

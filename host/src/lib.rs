@@ -50,7 +50,7 @@ pub use plugin::Triggers;
 pub use queue_tasks::QueueTasks;
 pub use replacer::{ReplaceError, Replaced, Replacer};
 pub use settings::Settings;
-pub use shown::{Shown, shown};
+pub use shown::{Shown, on_one_line, shown};
 pub use task::{Status, Task, TaskCancelError, TaskContext, TaskError, TaskPluginTriggerError, TaskReport};
 
 /// The README's Rust is compiled and run as documentation tests.

@@ -15,7 +15,6 @@ use serde::Serialize;
 use tokio::signal::unix::Signal;
 use tokio::sync::{Mutex, watch};
 
-use crate::plugin::loader::stop_unused;
 use crate::plugin::registry::stop;
 use crate::plugin::replace::drain;
 use crate::plugin::start_watch::{Late, Step, Unfinished};
@@ -222,7 +221,13 @@ impl Replacer {
                 }
             }
             match looked {
-                Ok(next) => return next,
+                Ok(Ok(next)) => return Ok(next),
+                Ok(Err((error, came_up))) => {
+                    for plugin in came_up {
+                        stop(plugin).await;
+                    }
+                    return Err(error);
+                }
                 Err(Unfinished::Hangs(late)) if late.step == Step::Load => {
                     // Others would wait for it, and look as if they hung themselves.
                     self.linker_held_by.send_replace(Some(late.clone()));
@@ -242,24 +247,25 @@ impl Replacer {
         }
     }
 
-    fn look_here(&self, policy: &LoadPolicy) -> Result<Next, ReplaceError> {
-        let directory = self.settings.directory.as_deref().ok_or(ReplaceError::NoDirectory)?;
+    /// On failure gives the new plugins that came up, too, which are to be stopped.
+    fn look_here(&self, policy: &LoadPolicy) -> Result<Next, (ReplaceError, Vec<Arc<Plugin>>)> {
         let running = self.executor.dispatcher().registry();
         let mut loaded = Loaded::beside(running.plugins());
-        Loader { settings: &self.settings.plugins, policy }.load_directory(directory, &mut loaded)?;
+        self.put_together(&mut loaded, policy).map_err(|error| {
+            loaded.plugins.retain(|plugin| !holds(running.plugins(), plugin));
+            (error, loaded.plugins)
+        })
+    }
+
+    fn put_together(&self, loaded: &mut Loaded, policy: &LoadPolicy) -> Result<Next, ReplaceError> {
+        let directory = self.settings.directory.as_deref().ok_or(ReplaceError::NoDirectory)?;
+        Loader { settings: &self.settings.plugins, policy }.load_directory(directory, loaded)?;
         if policy.watch.is_given_up() {
             return Err(ReplaceError::Lost("a plugin was late".to_owned()));
         }
-        let Loaded { plugins, reports, .. } = loaded;
-        let fresh: Vec<_> = plugins.iter().filter(|plugin| !holds(running.plugins(), plugin)).cloned().collect();
-        let together = || {
-            let registry = Registry::new(plugins)?;
-            let tasks = self.executor.tasks().with_plugins(&registry, &self.settings.tasks, &policy.state_dir)?;
-            Ok(Next { registry, tasks, reports })
-        };
-        together().inspect_err(|_| {
-            fresh.iter().for_each(|plugin| stop_unused(plugin));
-        })
+        let registry = Registry::new(loaded.plugins.clone())?;
+        let tasks = self.executor.tasks().with_plugins(&registry, &self.settings.tasks, &policy.state_dir)?;
+        Ok(Next { registry, tasks, reports: std::mem::take(&mut loaded.reports) })
     }
 
     /// Waits until a library hangs while it is loaded, and gives its plugin. Whoever runs tasks here has to end then: what needs a

@@ -72,8 +72,13 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     on_one_line(&text)
 }
 
-/// The text with its control characters escaped: a file name may hold line ends and what a terminal obeys.
-fn on_one_line(text: &str) -> String {
+/// The text with its control characters escaped: it may hold line ends and what a terminal obeys.
+///
+/// ```
+/// assert_eq!(qtasks_host::on_one_line("a\nERROR b\u{1b}[31m"), "a\\nERROR b\\u{1b}[31m");
+/// ```
+#[must_use]
+pub fn on_one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for letter in text.chars() {
         if letter.is_control() { line.extend(letter.escape_default()) } else { line.push(letter) }

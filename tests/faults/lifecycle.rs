@@ -477,7 +477,8 @@ fn sigterm_while_run_probes() {
     }
 }
 
-fn sigterm_while_it_replaces() {
+/// A worker that looks at its directory again, and probes a library that never ends to be loaded; a new version comes after it.
+fn replacing() -> (Project, Held, Worker) {
     let project = Project::sqlite(&[]);
     put(&project.place, "versioned_1");
     let held = Held::new(&project.place);
@@ -487,6 +488,11 @@ fn sigterm_while_it_replaces() {
     put(&project.place, "versioned_2");
     worker.signal(Signal::HUP);
     held.wait_until_taken();
+    (project, held, worker)
+}
+
+fn sigterm_while_it_replaces() {
+    let (project, held, worker) = replacing();
     let (status, said) = worker.stop();
     assert!(status.success(), "{status}: {said}");
     let kinds: Vec<_> = quarantine(&project.place).iter().map(|entry| entry["kind"].clone()).collect();
@@ -499,14 +505,7 @@ fn sigterm_while_it_replaces() {
 }
 
 fn stopped_at_once_while_it_replaces() {
-    let project = Project::sqlite(&[]);
-    put(&project.place, "versioned_1");
-    let held = Held::new(&project.place);
-    let mut worker = worker_that_probes(&project);
-    worker.read_until("; tasks: ");
-    project.place.copy("constructor_sleeps_for_ever");
-    worker.signal(Signal::HUP);
-    held.wait_until_taken();
+    let (project, held, mut worker) = replacing();
     worker.signal(Signal::TERM);
     worker.read_until("SIGTERM: finishing what runs");
     worker.signal(Signal::INT);

@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Write};
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
+use qtasks_host::on_one_line;
 use tracing::field::Field;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt as _;
@@ -50,14 +51,7 @@ fn write_field(line: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> 
     if field.name() != "message" {
         write!(line, "{field}=")?;
     }
-    for letter in format!("{value:?}").chars() {
-        match letter {
-            '\t' => line.write_char(letter)?,
-            control if control.is_control() => write!(line, "{}", control.escape_default())?,
-            letter => line.write_char(letter)?,
-        }
-    }
-    Ok(())
+    line.write_str(&on_one_line(&format!("{value:?}")))
 }
 
 /// A word alone is a level. To `EnvFilter` any other word would be a target that nobody has, and nothing would be logged any more.

@@ -19,6 +19,7 @@ use super::load_error::LoadErrorKind;
 use super::manifest::Manifest;
 use super::probe::{self, QuarantinedError};
 use super::read_ahead::{self, ReadLibrary};
+use super::registry::STOP_DEADLINE;
 use super::report::{LoadReport, LoadState};
 use super::settings::{Isolation, PluginSettings};
 use super::start_watch::StartWatch;
@@ -188,8 +189,10 @@ impl Loader<'_> {
             tracing::warn!(plugin = %manifest.name, "{effects}; it runs, since `side_effects` is \"admit\"");
         }
         let plugin = Arc::new(self.bring_up(inspected, settings, layout)?);
-        if !self.policy.watch.comes_up(&plugin) {
-            stop_unused(&plugin);
+        if !self.policy.watch.comes_up(&plugin)
+            && let Err(said) = plugin.stop(STOP_DEADLINE)
+        {
+            tracing::warn!(plugin = plugin.name(), "the plugin did not stop cleanly: {said}");
         }
         Ok(Some(plugin))
     }
@@ -262,14 +265,6 @@ impl Loader<'_> {
 
     pub(super) fn guest_program(&self) -> Result<&Path, LoadErrorKind> {
         self.policy.guest_program.as_deref().ok_or(LoadErrorKind::NoGuestProgram)
-    }
-}
-
-/// Stops a plugin that came up, and is not used.
-pub(crate) fn stop_unused(plugin: &Plugin) {
-    const DEADLINE: Duration = Duration::from_secs(5);
-    if let Err(said) = plugin.stop(DEADLINE) {
-        tracing::warn!(plugin = plugin.name(), "the plugin did not stop cleanly: {said}");
     }
 }
 

@@ -79,7 +79,7 @@ impl Default for Registry {
 }
 
 /// A plugin gets this long to stop.
-const STOP_DEADLINE: Duration = Duration::from_secs(5);
+pub(super) const STOP_DEADLINE: Duration = Duration::from_secs(5);
 /// A process that missed it is killed within this time.
 const GRACE: Duration = Duration::from_secs(1);
 
