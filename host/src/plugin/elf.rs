@@ -11,7 +11,7 @@
 //! unchecked. A rule is here only when every linker tried (GNU ld, gold, lld, mold) keeps to it.
 //!
 //! The files, in the order of the work: `header`, `segments` (which gives the `image` that all later reads go through), `dynamic`,
-//! `symbols`, `versions`, `relocations`. `unwind` tells the latter where functions start.
+//! `strings`, `symbols`, `versions`, `relocations`. `unwind` tells the latter where functions start.
 
 mod dynamic;
 mod error;
@@ -20,6 +20,7 @@ mod image;
 mod notes;
 mod relocations;
 mod segments;
+mod strings;
 mod symbols;
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,7 @@ mod versions;
 
 pub use error::ElfError;
 use qtasks_plugin_api::abi::ROOT_SYMBOL;
+use strings::Strings;
 use symbols::Symbols;
 
 /// Smallest page of the machines we run on. A kernel with larger pages only makes the loader stricter.
@@ -84,9 +86,11 @@ fn examine(bytes: &[u8]) -> Result<(ElfFacts, Symbols<'_>, image::Image<'_>), El
     let segments = segments::read(bytes, &header)?;
     let image = &segments.image;
     let tags = dynamic::read(&segments)?;
-    let symbols = Symbols::read(&segments, &tags)?;
-    let needed = dynamic::needed(&tags, &symbols.strings)?;
-    let soname = dynamic::soname(&tags, &symbols.strings)?;
+    let strings = Strings::read(image, &tags)?;
+    strings::refuse_search_path(&tags, &strings)?;
+    let symbols = Symbols::read(&segments, &tags, strings)?;
+    let needed = strings::needed(&tags, &strings)?;
+    let soname = strings::soname(&tags, &strings)?;
     versions::check(image, &tags, &symbols, &needed)?;
     let tls_bytes = dynamic::check_tls_size(&tags, segments.tls.as_ref())?;
     let relocations = relocations::check(header.machine, &segments, &tags, &symbols)?;

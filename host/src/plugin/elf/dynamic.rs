@@ -5,7 +5,6 @@ use object::elf;
 use super::error::ElfError;
 use super::image::u64_at;
 use super::segments::{DYNAMIC_ENTRY_BYTES, Segments, Tls};
-use super::symbols::Strings;
 
 /// Most entries of a dynamic table. A library has about 30 and one for each library it needs.
 const MAX_ENTRIES: usize = 1024;
@@ -43,7 +42,9 @@ tags! {
 pub(super) struct Tags {
     single: [Option<u64>; SINGLE.len()],
     /// Offsets of the needed libraries' names.
-    needed: Vec<u64>,
+    pub(super) needed: Vec<u64>,
+    /// A path where the loader would look for them: its tag, and the offset of its text.
+    pub(super) search_path: Option<(&'static str, u64)>,
 }
 
 impl Tags {
@@ -83,8 +84,7 @@ impl Tags {
 
 /// Reads the table and refuses what a plugin may not ask for.
 pub(super) fn read(segments: &Segments<'_>) -> Result<Tags, ElfError> {
-    let mut tags = Tags { single: [None; SINGLE.len()], needed: Vec::new() };
-    let mut search_path = None;
+    let mut tags = Tags { single: [None; SINGLE.len()], needed: Vec::new(), search_path: None };
     let mut ended = false;
     let (entries, _) = segments.dynamic.as_chunks::<{ DYNAMIC_ENTRY_BYTES as usize }>();
     for entry in entries.iter().take(MAX_ENTRIES) {
@@ -97,8 +97,8 @@ pub(super) fn read(segments: &Segments<'_>) -> Result<Tags, ElfError> {
                 break;
             }
             elf::DT_NEEDED => tags.needed.push(value),
-            elf::DT_RPATH => search_path = Some(("DT_RPATH", value)),
-            elf::DT_RUNPATH => search_path = Some(("DT_RUNPATH", value)),
+            elf::DT_RPATH => tags.search_path = Some(("DT_RPATH", value)),
+            elf::DT_RUNPATH => tags.search_path = Some(("DT_RUNPATH", value)),
             _ => {
                 refuse(tag)?;
                 if let Some(at) = SINGLE.iter().position(|known| known.number == number)
@@ -114,11 +114,6 @@ pub(super) fn read(segments: &Segments<'_>) -> Result<Tags, ElfError> {
         return Err(ElfError::DynamicMissing { field: "DT_NULL", needed_by: "it ends the table" });
     }
     refuse_flags(&tags)?;
-    if let Some((field, offset)) = search_path {
-        let strings = Strings::read(&segments.image, &tags)?;
-        let found = strings.get(offset).map(|path| String::from_utf8_lossy(path).into_owned()).unwrap_or_default();
-        return Err(ElfError::SearchPath { field, found });
-    }
     Ok(tags)
 }
 
@@ -150,30 +145,6 @@ fn refuse_flags(tags: &Tags) -> Result<(), ElfError> {
         return Err(ElfError::Unsupported { found: "DF_1_NOOPEN", reason: "it forbids dlopen" });
     }
     Ok(())
-}
-
-/// The names of the needed libraries.
-pub(super) fn needed(tags: &Tags, strings: &Strings<'_>) -> Result<Vec<String>, ElfError> {
-    let name_at = |offset: &u64| {
-        let name = text(strings, "DT_NEEDED", *offset)?;
-        if name.is_empty() || name.contains('/') {
-            return Err(ElfError::Needed { found: name });
-        }
-        Ok(name)
-    };
-    tags.needed.iter().map(name_at).collect()
-}
-
-/// The library's own name.
-pub(super) fn soname(tags: &Tags, strings: &Strings<'_>) -> Result<Option<String>, ElfError> {
-    tags.get(DT_SONAME).map(|offset| text(strings, "DT_SONAME", offset)).transpose()
-}
-
-fn text(strings: &Strings<'_>, field: &'static str, offset: u64) -> Result<String, ElfError> {
-    // Longer than any file name may be (NAME_MAX is 255), and short enough to be read for each of many entries.
-    let name = strings.get(offset).filter(|name| name.len() <= 4096 && std::str::from_utf8(name).is_ok());
-    let wrong = || ElfError::Strings { field, found: offset, expected: "a name in UTF-8 within the table".to_owned() };
-    name.map(|name| String::from_utf8_lossy(name).into_owned()).ok_or_else(wrong)
 }
 
 /// Checks the size of the thread-local memory, and gives it.

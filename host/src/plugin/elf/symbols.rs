@@ -1,66 +1,17 @@
-//! The string table, the symbol table, and the hash tables by which the loader finds symbols in it.
+//! The symbol table, and the hash tables by which the loader finds symbols in it.
 
 use object::elf;
 
-use super::dynamic::{DT_GNU_HASH, DT_HASH, DT_STRSZ, DT_STRTAB, DT_SYMENT, DT_SYMTAB, Tags};
+use super::dynamic::{DT_GNU_HASH, DT_HASH, DT_STRTAB, DT_SYMENT, DT_SYMTAB, Tags};
 use super::error::ElfError;
 use super::image::{Image, u16_at, u32_at, u64_at};
 use super::segments::Segments;
+use super::strings::Strings;
 
 /// Bytes of one symbol.
 const SYMBOL_BYTES: usize = 24;
 /// Functions that end the process, from ISO C and POSIX.
 const ENDING: [&str; 5] = ["exit", "_exit", "_Exit", "quick_exit", "abort"];
-
-/// `DT_STRTAB`: names, each with a zero at its end.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Strings<'a> {
-    bytes: &'a [u8],
-}
-
-impl<'a> Strings<'a> {
-    pub(super) fn read(image: &Image<'a>, tags: &Tags) -> Result<Self, ElfError> {
-        let address = tags.require(DT_STRTAB, "every symbol and every needed library has its name there")?;
-        let len = tags.require(DT_STRSZ, "DT_STRTAB has no other end")?;
-        let bytes = image.at(address, len).ok_or_else(|| {
-            ElfError::dynamic(DT_STRTAB.name, address, format!("{len} bytes within one segment's part of the file"))
-        })?;
-        // gABI, "String Table": the first and the last byte are zero. So every name within ends within.
-        match (bytes.first(), bytes.last()) {
-            (Some(0), Some(0)) => Ok(Self { bytes }),
-            _ => Err(ElfError::dynamic(DT_STRSZ.name, len, "a table whose first and last byte are zero")),
-        }
-    }
-
-    /// The name at `offset`, without its zero.
-    pub(super) fn get(&self, offset: u64) -> Option<&'a [u8]> {
-        let rest = self.bytes.get(usize::try_from(offset).ok()?..)?;
-        rest.get(..rest.iter().position(|byte| *byte == 0)?)
-    }
-
-    /// The GNU hash (`object::elf::gnu_hash`) of the name at `offset`, and its length: one pass, as there may be many names.
-    fn gnu_hash(&self, offset: u32) -> Option<(u32, usize)> {
-        let rest = self.bytes.get(offset as usize..)?;
-        let mut hash: u32 = 5381;
-        for (len, byte) in rest.iter().enumerate() {
-            if *byte == 0 {
-                return Some((hash, len));
-            }
-            hash = hash.wrapping_mul(33).wrapping_add((*byte).into());
-        }
-        None
-    }
-
-    /// Whether the name at `offset` is `name`; looks at no more than that.
-    pub(super) fn is(&self, offset: u64, name: &[u8]) -> bool {
-        let rest = usize::try_from(offset).ok().and_then(|offset| self.bytes.get(offset..));
-        rest.and_then(|rest| rest.strip_prefix(name)).is_some_and(|rest| rest.first() == Some(&0))
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.bytes.len()
-    }
-}
 
 /// One symbol.
 #[derive(Debug, Clone, Copy)]
@@ -123,9 +74,8 @@ pub(super) struct Symbols<'a> {
 
 impl<'a> Symbols<'a> {
     /// Reads and checks the tables.
-    pub(super) fn read(segments: &Segments<'a>, tags: &Tags) -> Result<Self, ElfError> {
+    pub(super) fn read(segments: &Segments<'a>, tags: &Tags, strings: Strings<'a>) -> Result<Self, ElfError> {
         let image = &segments.image;
-        let strings = Strings::read(image, tags)?;
         let address = tags.require(DT_SYMTAB, "the loader finds every symbol there")?;
         tags.expect(DT_SYMENT, SYMBOL_BYTES as u64, DT_SYMTAB)?;
         let available = image

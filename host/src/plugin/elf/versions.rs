@@ -7,7 +7,8 @@ use object::elf;
 use super::dynamic::{DT_VERDEF, DT_VERDEFNUM, DT_VERNEED, DT_VERNEEDNUM, DT_VERSYM, Tags};
 use super::error::ElfError;
 use super::image::{Image, u16_at, u32_at};
-use super::symbols::{Strings, Symbols};
+use super::strings::Strings;
+use super::symbols::Symbols;
 
 /// Version numbers without the bit that hides a symbol.
 const INDEX_MASK: u16 = 0x7fff;
