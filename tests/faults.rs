@@ -44,9 +44,10 @@ mod in_c;
 mod in_handlers_here;
 mod in_handlers_isolated;
 mod in_the_directory;
-mod lifecycle;
+mod replacements;
 mod restarts;
 mod state;
+mod stops;
 
 /// The table, part by part.
 const PARTS: &[(&str, &[Row])] = &[
@@ -56,7 +57,8 @@ const PARTS: &[(&str, &[Row])] = &[
     ("In a handler or task, in a process of its own", in_handlers_isolated::ROWS),
     ("Started again after its process ended", restarts::ROWS),
     ("In a handler or task, in the host's process", in_handlers_here::ROWS),
-    ("Replaced, stopped, and looked at", lifecycle::ROWS),
+    ("While it is replaced", replacements::ROWS),
+    ("When the host is stopped or killed", stops::ROWS),
     ("Verdicts, quarantine and the state directory", state::ROWS),
 ];
 

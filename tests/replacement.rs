@@ -1,4 +1,4 @@
-//! Plugins are replaced while the application runs: no event is lost or doubled. What can go wrong is in `faults/lifecycle.rs`.
+//! Plugins are replaced while the application runs: no event is lost or doubled. What can go wrong is in `faults/replacements.rs`.
 
 use std::os::unix::fs::symlink;
 use std::path::Path;

@@ -1,23 +1,22 @@
-//! What goes wrong while plugins are replaced, stopped, or looked at.
+//! What goes wrong while plugins are replaced.
 
 use std::fs;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
-use std::time::Duration;
 
 use qtasks_host::plugin::LoadReport;
 use qtasks_host::trigger::OutcomeKind;
 use qtasks_host::{ReplaceError, Status};
 use qtasks_plugin_api::Trigger;
-use rustix::process::{Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::{Held, RAISE, answered, good_ones, quarantine, run};
+use super::quarantine;
 use crate::support::app::Started;
 use crate::support::artifacts::library;
 use crate::support::versioned::{FILE, GoOn, app, put, stops};
 use crate::support::worker::{Project, Worker};
-use crate::support::{Host, Place, TestApp, assert_says, returning};
+use crate::support::{TestApp, assert_says, returning};
 
 faults! {
     overwritten: "a library that runs is overwritten in place" => "what runs is a sealed copy: undisturbed; garbage is refused at the next look";
@@ -32,6 +31,7 @@ faults! {
     the_linker_is_held_from_the_runtime: "a library hangs while a worker loads it, and the only thread of the worker's runtime waits for the dynamic linker" => "quarantined as `time-out`; the worker exits with 70 within ten seconds of its drain deadline; its tasks run again";
     task_of_the_application: "a new version provides a task that the application has" => "`task-taken`; the old version serves";
     trigger_not_handled: "a plugin is added that does not handle what the settings name" => "nothing is replaced; it is stopped";
+    not_taken_over_and_hangs_in_its_stop: "a new version that does not go together with another hangs in its stop, in the host's process" => "nothing is replaced; the application goes on, and ends";
     task_of_another_plugin: "a new version provides a task of another plugin" => "`task-taken`; the old version serves";
     directory_gone: "the plugin directory is gone" => "nothing is replaced";
     replaced_during_a_handler: "a version is replaced while a handler of it runs" => "the call ends with its answer; only then is the version stopped";
@@ -39,21 +39,14 @@ faults! {
     call_outlives_the_drain_isolated: "a call of the old version outlives the drain deadline, in a process of its own" => "stopped; the call fails as `PluginCrashed`";
     stop_hangs_here: "the old version hangs in its stop, in the host's process" => "warned about after 5 s; the new version serves all the while";
     stop_hangs_isolated: "the old version hangs in its stop, in a process of its own" => "killed after 5 s; the new version serves all the while";
-    stopped_during_a_call: "the application is stopped while a call runs on another thread" => "the call ends with its answer";
-    dropped_during_a_call: "the application is dropped while a call runs on another thread" => "the call ends with its answer";
-    sigterm_while_it_probes: "a worker gets SIGTERM while it probes at its start" => "it ends once the probe has; nothing is in quarantine";
-    sigterm_while_run_probes: "`run` gets SIGTERM while it probes at its start" => "it ends once the probe has, or at a second signal; no library is quarantined for it";
-    sigterm_while_it_replaces: "a worker gets SIGTERM while it probes a new version" => "it ends once the probe has; nothing is in quarantine";
-    stopped_at_once_while_it_replaces: "a worker gets a second signal while it probes a new version" => "it ends at once; no library is quarantined for it";
-    killed_while_it_writes_verdicts: "the host is killed while it writes verdicts" => "each is whole, or not there; what was being probed is quarantined as `unfinished`";
 }
 
 /// Runs a test on threads of its own.
-fn on_threads(test: impl Future<Output = ()>) {
+pub(super) fn on_threads(test: impl Future<Output = ()>) {
     tokio::runtime::Runtime::new().expect("a runtime").block_on(test);
 }
 
-const BOTH: [&str; 2] = ["in-process", "process"];
+pub(super) const BOTH: [&str; 2] = ["in-process", "process"];
 
 /// Stops the application, and asserts that these versions were stopped in all.
 async fn stopped(app: Started, versions: &[u64]) {
@@ -277,6 +270,27 @@ fn trigger_not_handled() {
     });
 }
 
+fn not_taken_over_and_hangs_in_its_stop() {
+    // The thread that hangs is nobody's to end, and the runtime would wait for it.
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let app = app("in-process").set("plugins.versioned.config.hangs_in_stop = 2");
+        let app = app.set("plugins.documented-example.triggers = ['storage_get']");
+        fs::write(app.place.plugins().join("libdocumented_example.so"), "not yet").expect("our own directory");
+        let app = app.start().await;
+        app.place.copy("documented_example");
+        put(&app.place, "versioned_2");
+        let error = app.running.replace_plugins().await.expect_err("they do not go together");
+        assert!(matches!(error, ReplaceError::Registry(_)), "{error:?}");
+        assert_eq!(app.versions().await, (json!(1), json!(1)));
+        app.running.stop().await;
+        let mut stopped = stops(&app.place);
+        stopped.sort_unstable();
+        assert_eq!(stopped, [1, 2]);
+    });
+    runtime.shutdown_background();
+}
+
 fn task_of_another_plugin() {
     on_threads(async {
         let app = TestApp::with(&["scripted"]).set("plugins.scripted.config.record = false");
@@ -319,7 +333,7 @@ fn directory_gone() {
 }
 
 /// A version that waits in a handler, with its call, and what lets it go.
-async fn waits_in_a_handler(app: TestApp) -> (Arc<Started>, tokio::task::JoinHandle<Value>, fs::File) {
+pub(super) async fn waits_in_a_handler(app: TestApp) -> (Arc<Started>, tokio::task::JoinHandle<Value>, fs::File) {
     let app = Arc::new(app.set("plugins.versioned.deadline = 600").set("plugins.scripted.triggers = []").start().await);
     let go_on = GoOn::new(&app.place);
     let dispatcher = Arc::clone(app.running.executor().dispatcher());
@@ -409,142 +423,4 @@ fn stop_hangs_here() {
 
 fn stop_hangs_isolated() {
     on_threads(stop_hangs("process"));
-}
-
-fn stopped_during_a_call() {
-    on_threads(async {
-        let (app, call, held) = waits_in_a_handler(app("in-process")).await;
-        let app = Arc::into_inner(app).expect("only this test has it");
-        app.running.stop().await;
-        drop(held);
-        assert_eq!(call.await.expect("an answer"), json!(1));
-    });
-}
-
-fn dropped_during_a_call() {
-    on_threads(async {
-        for isolation in BOTH {
-            let (app, call, held) = waits_in_a_handler(app(isolation)).await;
-            let Started { place, running, .. } = Arc::into_inner(app).expect("only this test has it");
-            drop(running);
-            drop(held);
-            assert_eq!(call.await.expect("an answer"), json!(1));
-            drop(place);
-        }
-    });
-}
-
-/// A worker whose start probes a library that sleeps for ever, and sees a second later that it does.
-fn worker_that_probes(project: &Project) -> Worker {
-    let home = project.place.root().to_owned();
-    Worker::begin(project.worker().env("HOME", home).args(["--probe-deadline", "2"]))
-}
-
-fn sigterm_while_it_probes() {
-    let project = Project::sqlite(&["constructor_sleeps_for_ever", "documented_example"]);
-    let held = Held::new(&project.place);
-    let mut worker = worker_that_probes(&project);
-    held.wait_until_taken();
-    worker.signal(Signal::TERM);
-    worker.read_until("SIGTERM: stopping once it has started; another signal stops at once");
-    let (status, said) = worker.end();
-    assert!(status.success(), "{status}: {said}");
-    // It did hang; the good one, which came after it, was not cut off.
-    let kinds: Vec<_> = quarantine(&project.place).iter().map(|entry| entry["kind"].clone()).collect();
-    assert_eq!(kinds, ["time-out"]);
-    assert!(held.is_let_go_within(0), "the guest is gone");
-}
-
-fn sigterm_while_run_probes() {
-    for second in [None, Some(Signal::INT)] {
-        let place = Place::new();
-        for plugin in ["constructor_sleeps_for_ever", "documented_example"] {
-            place.copy(plugin);
-        }
-        let held = Held::new(&place);
-        let tasks = place.write("tasks.jsonl", RAISE);
-        let command = run(&place).env("HOME", place.root()).args(["--probe-deadline", "2"]).arg(tasks);
-        let mut running = Worker::begin(command);
-        held.wait_until_taken();
-        running.signal(Signal::TERM);
-        running.read_until("SIGTERM: stopping once it has started; another signal stops at once");
-        second.inspect(|signal| running.signal(*signal));
-        assert_eq!(running.end().0.code(), Some(130));
-        let kinds: Vec<_> = quarantine(&place).iter().map(|entry| entry["kind"].clone()).collect();
-        // It did hang, where anybody waited for it.
-        assert_eq!(kinds, if second.is_some() { Vec::new() } else { vec![json!("time-out")] });
-        assert!(held.is_let_go_within(60), "the guest is gone");
-    }
-}
-
-/// A worker that looks at its directory again, and probes a library that never ends to be loaded; a new version comes after it.
-fn replacing() -> (Project, Held, Worker) {
-    let project = Project::sqlite(&[]);
-    put(&project.place, "versioned_1");
-    let held = Held::new(&project.place);
-    let mut worker = worker_that_probes(&project);
-    worker.read_until("; tasks: ");
-    project.place.copy("constructor_sleeps_for_ever");
-    put(&project.place, "versioned_2");
-    worker.signal(Signal::HUP);
-    held.wait_until_taken();
-    (project, held, worker)
-}
-
-fn sigterm_while_it_replaces() {
-    let (project, held, worker) = replacing();
-    let (status, said) = worker.stop();
-    assert!(status.success(), "{status}: {said}");
-    let kinds: Vec<_> = quarantine(&project.place).iter().map(|entry| entry["kind"].clone()).collect();
-    assert_eq!(kinds, ["time-out"]);
-    assert!(held.is_let_go_within(0), "the guest is gone");
-    // What came up in the end was stopped as well.
-    let mut stopped = stops(&project.place);
-    stopped.sort_unstable();
-    assert_eq!(stopped, [1, 2]);
-}
-
-fn stopped_at_once_while_it_replaces() {
-    let (project, held, mut worker) = replacing();
-    worker.signal(Signal::TERM);
-    worker.read_until("SIGTERM: finishing what runs");
-    worker.signal(Signal::INT);
-    assert_eq!(worker.end().0.code(), Some(130));
-    assert!(quarantine(&project.place).is_empty());
-    assert!(held.is_let_go_within(60), "the guest is gone");
-}
-
-fn killed_while_it_writes_verdicts() {
-    for moment in 0..8 {
-        let place = Place::new();
-        place.copy("documented_example");
-        place.copy("scripted");
-        let mut child = run(&place).spawn();
-        // The moment is after so many looks that found a verdict: any moment will do.
-        let verdicts = place.state().join("verdicts");
-        let mut looks = 0;
-        while looks < moment * 40 && child.try_wait().expect("our own child").is_none() {
-            looks += usize::from(fs::read_dir(&verdicts).is_ok_and(|mut files| files.next().is_some()));
-            std::thread::sleep(Duration::from_micros(100));
-        }
-        kill_process(rustix::process::Pid::from_child(&child), Signal::KILL).expect("our own child");
-        child.wait().expect("it ends");
-        for file in fs::read_dir(&verdicts).into_iter().flatten() {
-            let path = file.expect("readable").path();
-            if path.extension().is_some_and(|extension| extension == "json") {
-                let whole = serde_json::from_slice::<Value>(&fs::read(&path).expect("readable"));
-                assert!(whole.is_ok(), "{}: {whole:?}", path.display());
-            }
-        }
-        let unfinished = quarantine(&place);
-        assert!(unfinished.iter().all(|entry| entry["kind"] == "unfinished"), "{unfinished:?}");
-        let clear = Host::new(&place).args(["plugin", "quarantine", "clear", "--all", "--state-dir"]).arg(place.state()).end();
-        assert_eq!(clear.code == Some(0), !unfinished.is_empty(), "{clear:?}");
-        answered(run(&place).with_input(RAISE));
-    }
-    // A rename that never came leaves this.
-    let place = good_ones();
-    fs::write(place.state().join("verdicts/.0.0.tmp"), "{\"host\": ").expect("our own directory");
-    assert!(quarantine(&place).is_empty());
-    answered(run(&place).with_input(RAISE));
 }
