@@ -167,6 +167,22 @@ pub fn refused(error: TaskError) -> Answer {
 /// export_plugin! { plugin: Misspelt, handlers: { worker_strat => on_start } }
 /// ```
 ///
+/// Neither does one that is listed twice, be it a trigger or a task:
+///
+/// ```compile_fail,E0080
+/// # use qtasks_plugin_api::{Error, Host, Plugin, TaskContext, TaskError, define_plugin};
+/// # struct Twice;
+/// # impl Plugin for Twice {
+/// #     type Config = ();
+/// #     fn create(_: (), _: Host) -> Result<Self, Error> { Ok(Self) }
+/// # }
+/// # impl Twice {
+/// #     fn one(&self, _: &TaskContext, _: (), _: ()) -> Result<i32, TaskError> { Ok(1) }
+/// #     fn other(&self, _: &TaskContext, _: (), _: ()) -> Result<i32, TaskError> { Ok(2) }
+/// # }
+/// define_plugin! { plugin: Twice, tasks: { count => one, count => inline other } }
+/// ```
+///
 /// A plugin that is linked into an application instead of being a library uses
 /// [`define_plugin!`](crate::define_plugin), which takes the same words and exports no symbol.
 #[macro_export]
@@ -227,6 +243,20 @@ macro_rules! define_plugin {
                     )*)?],
                     config: <<$plugin as $crate::Plugin>::Config as $crate::PluginConfig>::SCHEMA,
                 };
+                $($(
+                    const _: () = $crate::__private::listed_once(
+                        FACTS.handlers,
+                        ::core::stringify!($trigger),
+                        ::core::concat!("`", ::core::stringify!($trigger), "` is listed twice: name one handler, which may call both"),
+                    );
+                )*)?
+                $($(
+                    const _: () = $crate::__private::listed_once(
+                        FACTS.tasks,
+                        $crate::__private::plain_name(::core::stringify!($task)),
+                        ::core::concat!("the task `", ::core::stringify!($task), "` is listed twice: give one of them another name"),
+                    );
+                )*)?
                 const LEN: usize = $crate::__private::manifest_len(&FACTS);
                 const BYTES: [u8; LEN] = $crate::__private::manifest_bytes::<LEN>(&FACTS);
                 $crate::__private::text_of(&BYTES)

@@ -84,7 +84,9 @@ pub mod __private {
     pub use crate::abi::exported::Root;
     pub use crate::config::plain_name;
     pub use crate::export::{Entry, Export, open_task, ran, refused};
-    pub use crate::manifest::{Mode, StaticManifest, bytes_of, known_trigger, manifest_bytes, manifest_len, text_of};
+    pub use crate::manifest::{
+        Mode, StaticManifest, bytes_of, known_trigger, listed_once, manifest_bytes, manifest_len, text_of,
+    };
     pub use crate::note::Note;
     pub use serde;
 }

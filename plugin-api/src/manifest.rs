@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 
 use crate::config::Schema;
 use crate::const_json::ConstJson;
-use crate::trigger::Trigger;
+use crate::trigger::{Trigger, same_text};
 
 /// The manifest's own format. A host refuses manifests of a higher number.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -194,13 +194,24 @@ pub struct TaskEntry {
 /// When it is none; in a constant that is an error of the compiler.
 #[must_use]
 pub const fn known_trigger(name: &'static str, message: &'static str) -> &'static str {
-    assert!(Trigger::from_name(name).is_some() || is_global(name), "{}", message);
+    assert!(Trigger::from_name(name).is_some() || same_text(name, GLOBAL), "{}", message);
     name
 }
 
-const fn is_global(name: &str) -> bool {
-    matches!(name.as_bytes(), bytes if bytes.len() == GLOBAL.len()
-        && matches!(bytes, [b'g', b'l', b'o', b'b', b'a', b'l']))
+/// Refuses, at compile time, a name that stands in `entries` twice, with `message`.
+///
+/// # Panics
+///
+/// When it does; in a constant that is an error of the compiler.
+pub const fn listed_once(entries: &[(&str, Mode)], name: &str, message: &'static str) {
+    let (mut index, mut found) = (0, 0);
+    while index < entries.len() {
+        if same_text(entries[index].0, name) {
+            found += 1;
+        }
+        index += 1;
+    }
+    assert!(found < 2, "{}", message);
 }
 
 /// How long the manifest is.

@@ -275,7 +275,7 @@ impl Trigger {
     }
 }
 
-const fn same_text(left: &str, right: &str) -> bool {
+pub(crate) const fn same_text(left: &str, right: &str) -> bool {
     let (left, right) = (left.as_bytes(), right.as_bytes());
     if left.len() != right.len() {
         return false;

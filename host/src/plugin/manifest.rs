@@ -1,5 +1,7 @@
 //! Reads a library's manifest from its ELF note. Runs no code of the library.
 
+use std::collections::BTreeSet;
+
 use object::elf::{FileHeader64, NoteType, PT_NOTE};
 use object::read::elf::{FileHeader, ProgramHeader};
 use object::{Endianness, pod};
@@ -63,6 +65,14 @@ pub enum ManifestError {
         found: String,
         /// The nearest known one, as words.
         hint: String,
+    },
+    /// The same twice: who asks by name could mean either.
+    #[error("it {does} {name} twice; name it once in export_plugin! and rebuild the plugin")]
+    Twice {
+        /// What it does with what is named.
+        does: &'static str,
+        /// The trigger or the task.
+        name: String,
     },
     /// An unusable name.
     #[error("its name {found:?} is not a plugin name: use 1 to 64 letters, digits, `-` and `_`")]
@@ -173,5 +183,53 @@ fn check(manifest: &Manifest) -> Result<(), ManifestError> {
             return Err(ManifestError::Trigger { found: handler.trigger.clone(), hint });
         }
     }
+    once("handles", manifest.handlers.iter().map(|handler| handler.trigger.as_str()))?;
+    once("provides the task", manifest.tasks.iter().map(|task| task.name.as_str()))
+}
+
+fn once<'a>(does: &'static str, names: impl Iterator<Item = &'a str>) -> Result<(), ManifestError> {
+    let mut seen = BTreeSet::new();
+    for name in names {
+        if !seen.insert(name) {
+            return Err(ManifestError::Twice { does, name: name.to_owned() });
+        }
+    }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use qtasks_plugin_api::{Error, Export, Host, Plugin, TaskContext, TaskError, define_plugin};
+
+    use super::*;
+
+    struct Ordinary;
+
+    impl Plugin for Ordinary {
+        type Config = ();
+        fn create(_config: (), _host: Host) -> Result<Self, Error> {
+            Ok(Self)
+        }
+    }
+
+    impl Ordinary {
+        fn add(&self, _context: &TaskContext, (a, b): (i64, i64), (): ()) -> Result<i64, TaskError> {
+            Ok(a + b)
+        }
+        fn on_any(&self, _event: qtasks_plugin_api::Event<'_>) {}
+    }
+
+    define_plugin! { plugin: Ordinary, handlers: { global => inline on_any }, tasks: { add => add } }
+
+    #[test]
+    fn what_a_manifest_names_twice_is_refused() {
+        let good = parse(Ordinary::MANIFEST).expect("a manifest");
+        check(&good).expect("each once");
+        let mut handlers = good.clone();
+        handlers.handlers.extend(good.handlers.clone());
+        assert!(check(&handlers).expect_err("twice").to_string().starts_with("it handles global twice; "));
+        let mut tasks = good.clone();
+        tasks.tasks.extend(good.tasks.clone());
+        assert!(check(&tasks).expect_err("twice").to_string().starts_with("it provides the task add twice; "));
+    }
 }
