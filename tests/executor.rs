@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use qtasks_host::task::{BoxFuture, Middleware};
 use qtasks_host::trigger::OutcomeKind;
 use qtasks_host::{Status, Task, TaskContext, TaskError};
+use qtasks_plugin_api::bounds::MAX_DEPTH;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
@@ -414,6 +415,38 @@ async fn an_error_in_a_middleware_is_the_tasks_error_and_no_plugin_is_asked() {
         assert_eq!((report.status, report.decisions.len()), (Status::Error, 0));
         assert_says(&report.error.expect("an error").message, &["the middleware fails", when]);
     }
+/// Nests a result one level deeper than it was.
+struct Nests;
+
+impl Middleware for Nests {
+    fn name(&self) -> &str {
+        "nests"
+    }
+
+    fn after<'a>(&'a self, _task: &'a Task, returning: &'a mut Box<RawValue>) -> BoxFuture<'a, Result<(), TaskError>> {
+        Box::pin(async move {
+            *returning = RawValue::from_string(format!("[{returning}]"))?;
+            Ok(())
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_result_that_a_middleware_makes_has_the_bounds_of_every_result() {
+    let app = TestApp::with(&[])
+        .start_with(|app| {
+            app.middleware(Nests);
+            app.inline_task("deep", |_ctx, (depth,): (usize,), (): ()| {
+                Ok::<_, TaskError>(RawValue::from_string("[".repeat(depth) + &"]".repeat(depth))?)
+            });
+        })
+        .await;
+    assert_eq!(app.run("deep", json!([MAX_DEPTH - 1]), json!({})).await.status, Status::Success);
+    let error = app.run("deep", json!([MAX_DEPTH]), json!({})).await.error.expect("an error");
+    assert_eq!(error.kind, "ResultError");
+    assert_says(&error.message, &["the middleware nests made a result that is JSON nested deeper than"]);
+}
+
 }
 
 #[tokio::test]

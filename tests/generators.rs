@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use qtasks_host::{Status, TaskError};
+use qtasks_plugin_api::bounds::MAX_DEPTH;
 use serde_json::json;
+use serde_json::value::RawValue;
 
 use crate::support::{ERROR, TestApp, assert_says, returning};
 
@@ -25,6 +27,21 @@ async fn the_result_is_the_list_of_what_was_yielded() {
     }
     let error = app.run("count", json!(["x"]), json!({})).await.error.expect("an error");
     assert_eq!(error.kind, "ArgumentError");
+}
+
+#[tokio::test]
+async fn the_list_has_the_bounds_of_every_result() {
+    let app = TestApp::with(&[])
+        .start_with(|app| {
+            app.generator_task("deep", |_ctx, (depth,): (usize,), (): ()| {
+                Ok::<_, TaskError>([Ok::<_, TaskError>(RawValue::from_string("[".repeat(depth) + &"]".repeat(depth))?)])
+            });
+        })
+        .await;
+    assert_eq!(app.run("deep", json!([MAX_DEPTH - 1]), json!({})).await.status, Status::Success);
+    let error = app.run("deep", json!([MAX_DEPTH]), json!({})).await.error.expect("an error");
+    assert_eq!(error.kind, "ResultError");
+    assert_says(&error.message, &["the list of what was yielded is JSON nested deeper than"]);
 }
 
 #[tokio::test]

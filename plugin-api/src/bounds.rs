@@ -4,7 +4,7 @@
 pub const MAX_BYTES: usize = 64 << 20;
 /// Longest manifest: 1 MiB.
 pub const MAX_MANIFEST_BYTES: usize = 1 << 20;
-/// Deepest nesting of JSON lists and objects. Dropping a far deeper value overflows the stack, and serde_json stops here too.
+/// Deepest nesting of JSON lists and objects. Dropping a far deeper value overflows the stack, and serde_json reads one level less.
 pub const MAX_DEPTH: usize = 128;
 
 /// Why a payload is refused.
@@ -81,6 +81,16 @@ pub fn check_size(text: &str) -> Result<(), BoundsError> {
     if text.len() > MAX_BYTES { Err(BoundsError::TooLong { len: text.len(), max: MAX_BYTES }) } else { Ok(()) }
 }
 
+/// Checks the length and the nesting of a JSON text without parsing it.
+///
+/// # Errors
+///
+/// [`BoundsError::TooLong`] or [`BoundsError::TooDeep`].
+pub fn check_payload(text: &str) -> Result<(), BoundsError> {
+    check_size(text)?;
+    check_depth(text)
+}
+
 /// Checks the nesting of a JSON text without parsing it.
 ///
 /// # Errors
@@ -130,6 +140,8 @@ mod tests {
         let text = format!(r#""\"{}""#, "[".repeat(500));
         assert_eq!(check_json(&text), Ok(()));
         assert!(matches!(check_json("[1,"), Err(BoundsError::NotJson(_))));
+        assert_eq!(check_payload(&nested(MAX_DEPTH + 1)), Err(BoundsError::TooDeep));
+        assert_eq!(check_payload(&" ".repeat(MAX_BYTES + 1)), Err(BoundsError::TooLong { len: MAX_BYTES + 1, max: MAX_BYTES }));
     }
 
     #[test]

@@ -183,9 +183,7 @@ pub(crate) fn open<'a>(call: &Call<'a>) -> Result<(TaskContext, &'a str, &'a str
 pub fn write_result<T: Serialize>(value: &T) -> Result<Box<RawValue>, TaskError> {
     let refused = |reason: String| TaskError::other("ResultError", format!("the task's result {reason}"));
     let result = to_raw_value(value).map_err(|error| refused(format!("has no JSON form: {error}")))?;
-    bounds::check_size(result.get())
-        .and_then(|()| bounds::check_depth(result.get()))
-        .map_err(|error| refused(format!("is {error}")))?;
+    bounds::check_payload(result.get()).map_err(|error| refused(format!("is {error}")))?;
     Ok(result)
 }
 

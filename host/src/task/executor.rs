@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use qtasks_plugin_api::{Directive, ErrorBody, TaskError, Trigger};
+use qtasks_plugin_api::{Directive, ErrorBody, TaskError, Trigger, bounds};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -259,6 +259,9 @@ impl TaskExecutor {
     async fn middlewares_after(&self, run: &mut Run<'_>, task: &Task, result: &mut Box<RawValue>) -> Result<(), TaskError> {
         for middleware in &self.middlewares {
             middleware.after(task, result).await?;
+            bounds::check_payload(result.get()).map_err(|error| {
+                TaskError::other("ResultError", format!("the middleware {} made a result that is {error}", middleware.name()))
+            })?;
         }
         self.fire_middlewares(run, "middlewares_after").await;
         Ok(())

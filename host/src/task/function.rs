@@ -264,7 +264,11 @@ where
             list.push_str(item.get());
         }
         list.push(']');
-        RawValue::from_string(list).map_err(|error| TaskError::other("ResultError", error.to_string()))
+        // Each item may have been as deep as any result, and the list is one level more.
+        let refused =
+            |error: &dyn std::fmt::Display| TaskError::other("ResultError", format!("the list of what was yielded is {error}"));
+        bounds::check_depth(&list).map_err(|error| refused(&error))?;
+        RawValue::from_string(list).map_err(|error| refused(&error))
     }
 }
 

@@ -4,7 +4,8 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use qtasks_plugin_api::{TaskError, bounds, from_object};
+use qtasks_plugin_api::bounds::{self, BoundsError};
+use qtasks_plugin_api::{TaskError, from_object};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -58,6 +59,14 @@ pub enum TaskModelError {
         /// What was expected.
         expected: &'static str,
     },
+    /// Longer, or nested deeper, than anything may be.
+    #[error("{part} is {found}")]
+    Bounds {
+        /// `args` or `kwargs`.
+        part: &'static str,
+        /// What was found, and what is taken.
+        found: BoundsError,
+    },
     /// Another version than 4.
     #[error("uuid {0} has version {1}; expected version 4, which is what QTasks reads")]
     UuidVersion(Uuid, usize),
@@ -103,7 +112,7 @@ impl Task {
     ///
     /// # Errors
     ///
-    /// [`TaskModelError::Arguments`].
+    /// [`TaskModelError::Arguments`] or [`TaskModelError::Bounds`].
     pub fn set_args(&mut self, args: &RawValue) -> Result<(), TaskModelError> {
         self.args = arguments("args", '[', "a JSON list", args.to_owned())?;
         Ok(())
@@ -113,7 +122,7 @@ impl Task {
     ///
     /// # Errors
     ///
-    /// [`TaskModelError::Arguments`].
+    /// [`TaskModelError::Arguments`] or [`TaskModelError::Bounds`].
     pub fn set_kwargs(&mut self, kwargs: &RawValue) -> Result<(), TaskModelError> {
         self.kwargs = arguments("kwargs", '{', "a JSON object", kwargs.to_owned())?;
         Ok(())
@@ -123,7 +132,7 @@ impl Task {
     ///
     /// # Errors
     ///
-    /// [`TaskModelError::Arguments`].
+    /// [`TaskModelError::Arguments`] or [`TaskModelError::Bounds`].
     pub fn with_arguments(mut self, args: impl Serialize, kwargs: impl Serialize) -> Result<Self, TaskModelError> {
         let text = |part, value: serde_json::Result<Box<RawValue>>| {
             value.map_err(|error| TaskModelError::Arguments { part, found: error.to_string(), expected: "a JSON value" })
@@ -217,10 +226,11 @@ fn arguments(
     expected: &'static str,
     value: Box<RawValue>,
 ) -> Result<Arc<RawValue>, TaskModelError> {
-    if value.get().trim_start().starts_with(opening) {
-        return Ok(value.into());
+    if !value.get().trim_start().starts_with(opening) {
+        return Err(TaskModelError::Arguments { part, found: value.get().chars().take(60).collect(), expected });
     }
-    Err(TaskModelError::Arguments { part, found: value.get().chars().take(60).collect(), expected })
+    bounds::check_payload(value.get()).map_err(|found| TaskModelError::Bounds { part, found })?;
+    Ok(value.into())
 }
 
 /// The task as plugins see it: `task_broker` in an event.
@@ -249,6 +259,8 @@ impl Serialize for Task {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     #[test]
@@ -288,5 +300,13 @@ mod tests {
         }
         let deep = format!(r#"{{"task": "a", "args": {}{}}}"#, "[".repeat(200), "]".repeat(200));
         assert!(Task::from_json(&deep).expect_err("too deep").to_string().contains("nested deeper than 128"));
+        let deep = raw(&("[".repeat(200) + &"]".repeat(200)));
+        let task = Task::new("a").expect("a task");
+        for (refused, said) in [
+            (task.clone().with_arguments(&deep, ()), "args is JSON nested deeper than 128"),
+            (task.with_arguments([0; 0], BTreeMap::from([("a", deep)])), "kwargs is JSON nested deeper than 128"),
+        ] {
+            assert_eq!(refused.expect_err(said).to_string(), said);
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use qtasks_plugin_api::{Directive, ErrorBody, Trigger};
+use qtasks_plugin_api::{Directive, ErrorBody, Trigger, bounds};
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -61,16 +61,20 @@ impl Gathered {
     pub(super) fn take_value(&mut self, trigger: Trigger, mode: AnswerMode, answer: Box<RawValue>) -> Result<(), Box<ErrorBody>> {
         let replaced = replaced_keys(trigger, answer)?;
         if mode == AnswerMode::All && trigger.returnable_keys().len() == 1 {
-            // The answer before it, of a plugin with another mode, is the first of the list.
-            let before = match self.answered.take() {
-                Some(Answered::Values(before)) => before,
+            let mut all = self.all.take().unwrap_or_else(|| match &self.answered {
+                // The answer before it, of a plugin with another mode, is the first of the list.
+                Some(Answered::Values(before)) => before.iter().map(|(_, value)| value.clone()).collect(),
                 _ => Vec::new(),
-            };
-            let before = self.all.take().unwrap_or_else(|| before.into_iter().map(|(_, value)| value).collect());
-            let all: Vec<_> = before.into_iter().chain(replaced.into_iter().map(|(_, value)| value)).collect();
-            let list = list_of(&all)?;
+            });
+            let before = all.len();
+            all.extend(replaced.into_iter().map(|(_, value)| value));
+            let list = list_of(&all);
+            if list.is_err() {
+                // What was answered before stands.
+                all.truncate(before);
+            }
             self.all = Some(all);
-            self.answered = Some(Answered::Values(vec![(trigger.returnable_keys()[0], list)]));
+            self.answered = Some(Answered::Values(vec![(trigger.returnable_keys()[0], list?)]));
             return Ok(());
         }
         self.all = None;
@@ -128,7 +132,10 @@ fn answer_error(message: String) -> Box<ErrorBody> {
 }
 
 fn list_of(values: &[Box<RawValue>]) -> Result<Box<RawValue>, Box<ErrorBody>> {
-    serde_json::value::to_raw_value(values).map_err(|error| answer_error(error.to_string()))
+    let list = serde_json::value::to_raw_value(values).map_err(|error| answer_error(error.to_string()))?;
+    // Each answer was within the bounds; all of them together need not be.
+    bounds::check_payload(list.get()).map_err(|error| answer_error(format!("the list of all answers is {error}")))?;
+    Ok(list)
 }
 
 /// The returnable kwargs that an answer names.
@@ -266,6 +273,14 @@ mod tests {
             }
         };
         let (all, last) = (AnswerMode::All, AnswerMode::ReturnLast);
+        let deepest = "[".repeat(bounds::MAX_DEPTH) + &"]".repeat(bounds::MAX_DEPTH);
+        let mut gathered = Gathered::new(true);
+        gathered.take_value(error, all, raw("1")).expect("fits");
+        let refused = gathered.take_value(error, all, raw(&deepest)).expect_err("one level too many in a list");
+        assert!(refused.message.contains("the list of all answers is JSON nested deeper"), "{refused}");
+        gathered.take_value(error, all, raw("2")).expect("fits");
+        let Some(Answered::Values(list)) = gathered.into_answered() else { panic!("a list") };
+        assert_eq!(list[0].1.get(), "[1,2]", "what does not fit changes nothing");
         assert_eq!(take(&[(last, "1"), (all, "2"), (all, "3")]), "[1,2,3]");
         assert_eq!(take(&[(all, "1"), (last, "2"), (all, "3")]), "[2,3]", "what was replaced does not come back");
         assert_eq!(take(&[(all, "1"), (last, "cancel"), (all, "3")]), "[3]");
