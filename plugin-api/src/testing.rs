@@ -21,9 +21,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::SystemTime;
 
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use crate::abi::loaded::{CallError, Instance, Module, Received, ReceivedResult};
+use crate::abi::loaded::{CallError, Instance, Module, Received, checked};
 use crate::answer::Directive;
 use crate::error::{ErrorBody, PLUGIN_ERROR, TaskError};
 use crate::export::Export;
@@ -131,7 +132,7 @@ impl<P: Export> TestHost<P> {
     ///
     /// # Panics
     ///
-    /// When the plugin has no such task, or answers what a task cannot.
+    /// When the plugin has no such task, or answers what a task cannot, or JSON that cannot be read as a [`Value`].
     pub fn run_task(&self, name: &str, args: &Value, kwargs: &Value) -> Result<Value, TaskError> {
         let tasks = &self.manifest.tasks;
         let position = tasks
@@ -144,27 +145,29 @@ impl<P: Export> TestHost<P> {
         });
         let entry = self.manifest.handlers.len() + position;
         match self.call(entry, tasks[position].mode, name, &input.to_string()) {
-            Ok(Received::Result(value)) => Ok(serde_json::from_str(value.get()).expect("checked on receipt")),
-            Ok(Received::Failed(body)) => Err(TaskError::from_body(body)),
+            Received::Result(value) => Ok(read(&value)),
+            Received::Failed(body) => Err(TaskError::from_body(body)),
             other => panic!("task {name} of {} answered {other:?}", self.manifest.name),
         }
     }
 
-    fn call(&self, entry: usize, mode: Mode, name: &str, input: &str) -> ReceivedResult {
+    /// As a host calls it, which takes an answer outside the bounds for a failure.
+    fn call(&self, entry: usize, mode: Mode, name: &str, input: &str) -> Received {
         let id = NEXT_CALL.fetch_add(1, Ordering::Relaxed);
         let entry = u32::try_from(entry).expect("a plugin has few entries");
         if mode != Mode::Async {
-            return self.instance.call(id, entry, name, input);
+            return checked(self.instance.call(id, entry, name, input));
         }
         let (sender, receiver) = mpsc::channel();
         self.instance.call_async(id, entry, name, input, move |outcome| {
             // A test that no longer waits has failed already.
             let _ = sender.send(outcome);
         });
-        receiver.recv().expect("every async call is completed")
+        checked(receiver.recv().expect("every async call is completed"))
     }
 
-    /// What the plugin logged so far.
+    /// What the plugin logged so far with [`Host::log`](crate::Host::log). Its `log` and `tracing` macros are the test program's own here,
+    /// as those of every plugin that is linked in: the test's logger has them.
     #[must_use]
     pub fn log(&self) -> Vec<(Level, String)> {
         self.recorded.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -293,20 +296,24 @@ impl RaisedTask {
 
 /// What a handler answered.
 #[derive(Debug)]
-pub struct Outcome(ReceivedResult);
+pub struct Outcome(Received);
 
 impl Outcome {
     /// Whether it was "not handled".
     #[must_use]
     pub fn is_pass(&self) -> bool {
-        matches!(self.0, Ok(Received::Pass))
+        matches!(self.0, Received::Pass)
     }
 
     /// The value it answered.
+    ///
+    /// # Panics
+    ///
+    /// When it is JSON that cannot be read as a [`Value`], such as `1e400`.
     #[must_use]
     pub fn result(&self) -> Option<Value> {
         match &self.0 {
-            Ok(Received::Result(value)) => serde_json::from_str(value.get()).ok(),
+            Received::Result(value) => Some(read(value)),
             _ => None,
         }
     }
@@ -315,19 +322,23 @@ impl Outcome {
     #[must_use]
     pub fn directive(&self) -> Option<&Directive> {
         match &self.0 {
-            Ok(Received::Directive(directive)) => Some(directive),
+            Received::Directive(directive) => Some(directive),
             _ => None,
         }
     }
 
-    /// Its own failure: an error it returned, or a panic.
+    /// Its own failure: an error it returned, a panic, or an answer outside the [bounds](crate::bounds).
     #[must_use]
     pub fn failure(&self) -> Option<&ErrorBody> {
         match &self.0 {
-            Ok(Received::Failed(error)) => Some(error),
+            Received::Failed(error) => Some(error),
             _ => None,
         }
     }
+}
+
+fn read(value: &RawValue) -> Value {
+    serde_json::from_str(value.get()).unwrap_or_else(|error| panic!("{value} cannot be read as a `serde_json::Value`: {error}"))
 }
 
 #[cfg(test)]
@@ -355,6 +366,33 @@ mod tests {
     }
 
     crate::define_plugin! { plugin: CountsStops, }
+
+    struct AnswersDeep;
+
+    impl Plugin for AnswersDeep {
+        type Config = ();
+
+        fn create(_config: (), _host: Host) -> Result<Self, Error> {
+            Ok(Self)
+        }
+    }
+
+    impl AnswersDeep {
+        fn on_any(&self, _event: crate::Event<'_>) -> Box<RawValue> {
+            RawValue::from_string("[".repeat(200) + &"]".repeat(200)).expect("JSON")
+        }
+    }
+
+    crate::define_plugin! { plugin: AnswersDeep, handlers: { global => on_any } }
+
+    #[test]
+    fn an_answer_outside_the_bounds_is_a_failure_as_a_host_takes_it() {
+        let host = TestHost::<AnswersDeep>::start("{}").expect("it starts");
+        let outcome = host.raise(&RaisedTask::new("t"));
+        let failure = outcome.failure().expect("a failure");
+        assert_eq!(failure.to_string(), "BoundsError: answered outside the bounds: JSON nested deeper than 128");
+        assert_eq!((outcome.is_pass(), outcome.result()), (false, None));
+    }
 
     #[test]
     fn a_plugin_is_stopped_once_by_hand_or_when_its_host_is_dropped() {

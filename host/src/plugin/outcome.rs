@@ -1,7 +1,8 @@
 //! What a call came to, wherever it ran.
 
 use qtasks_plugin_api::ErrorBody;
-use qtasks_plugin_api::abi::loaded::{Received, ReceivedResult};
+use qtasks_plugin_api::abi::loaded::Received;
+pub(super) use qtasks_plugin_api::abi::loaded::checked;
 
 /// What a call came to. A failure of the plugin is an outcome like the others: it never stops the host.
 pub type Outcome = Received;
@@ -24,11 +25,6 @@ pub(super) const MOST_CALLS: usize = 1024;
 /// A call beyond [`MOST_CALLS`].
 pub(super) fn too_many() -> Outcome {
     failed(BUSY_ERROR, format!("{MOST_CALLS} calls of this plugin are under way already"))
-}
-
-/// What a plugin answered outside the bounds is a failure of its own.
-pub(super) fn checked(received: ReceivedResult) -> Outcome {
-    received.unwrap_or_else(|error| failed("BoundsError", format!("answered outside the bounds: {error}")))
 }
 
 /// A failure, in the host's words.

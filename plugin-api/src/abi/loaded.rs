@@ -281,6 +281,14 @@ pub enum Received {
     Failed(Box<ErrorBody>),
 }
 
+/// What a call came to, where an answer outside the bounds is a failure of the plugin's own.
+#[must_use]
+pub fn checked(received: ReceivedResult) -> Received {
+    received.unwrap_or_else(|error| {
+        Received::Failed(Box::new(ErrorBody::new("BoundsError", format!("answered outside the bounds: {error}"))))
+    })
+}
+
 impl AbiOutcome {
     /// Checks what came. A payload that is not what it claims to be is leaked: its vtable is not to be trusted either.
     pub(super) fn receive(self, max_bytes: usize) -> Result<Received, BoundsError> {
