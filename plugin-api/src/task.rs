@@ -137,7 +137,8 @@ impl TaskContext {
 /// Error type `ArgumentError`, naming `part` and what was found.
 pub fn read_argument<T: DeserializeOwned>(part: &str, json: &str) -> Result<T, TaskError> {
     // `()` is `null` to serde, and no arguments are `[]` and `{}` to QTasks.
-    let is_empty = matches!(json.trim(), "[]" | "{}");
+    let inside = json.trim().strip_prefix(['[', '{']).and_then(|rest| rest.strip_suffix([']', '}']));
+    let is_empty = inside.is_some_and(|inside| inside.trim().is_empty());
     // What takes no room is most likely `()`: an error that nobody sees costs more than all the rest.
     if is_empty
         && size_of::<T>() == 0
@@ -148,8 +149,12 @@ pub fn read_argument<T: DeserializeOwned>(part: &str, json: &str) -> Result<T, T
     serde_json::from_str(json)
         .or_else(|error| if is_empty { serde_json::from_str("null").map_err(|_| error) } else { Err(error) })
         .map_err(|error: serde_json::Error| {
-            let reason = error.to_string();
-            let reason = if reason.contains("expected unit") { "this task takes none" } else { &reason };
+            let mut reason = error.to_string();
+            if reason.contains("expected unit") {
+                "this task takes none".clone_into(&mut reason);
+            }
+            // Arguments are one JSON value: what trails are more items of a list than its tuple has.
+            let reason = reason.replace("trailing characters", "more values than this task takes");
             TaskError::other("ArgumentError", format!("{part} {}: {reason}", excerpt(json)))
         })
 }
@@ -204,6 +209,10 @@ mod tests {
         assert_eq!((a, named.b), (1, 2));
         let error = read_argument::<(i32,)>("args", r#"["x"]"#).expect_err("not a number");
         assert!(error.to_string().contains(r#"args ["x"]"#), "{error}");
+        let () = read_argument("args", " [ ] ").expect("no positional arguments");
+        let () = read_argument("kwargs", "{\n}").expect("no named arguments");
+        let error = read_argument::<(i32,)>("args", "[1, 2]").expect_err("one too many");
+        assert_eq!(error.to_string(), "ArgumentError: args [1, 2]: more values than this task takes at line 1 column 5");
         let error = read_argument::<()>("kwargs", r#"{"a": 1}"#).expect_err("one too many");
         assert_eq!(error.to_string(), r#"ArgumentError: kwargs {"a": 1}: this task takes none"#);
     }
