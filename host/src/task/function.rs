@@ -1,11 +1,10 @@
 //! What runs when a task runs: a closure of the application, a plugin's entry, or a command.
 
-use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt;
 use qtasks_plugin_api::{
     CancelFlag, ErrorBody, Host, PANIC_ERROR, TaskContext, TaskError, TaskInput, TaskRun, bounds, guard, read_argument,
     write_result,
@@ -157,9 +156,12 @@ impl TaskFunction {
                 joined.unwrap_or_else(|error| Err(TaskError::other("TaskLost", error.to_string())))
             }
             Body::Async(body) => {
-                let future = flatten(guard(|| Ok(body(context, task.args.get(), task.kwargs.get()))))?;
-                // The guard's hook keeps a panic's place for sync bodies; across awaits only the message is at hand.
-                AssertUnwindSafe(future).catch_unwind().await.unwrap_or_else(|payload| Err(panicked(&*payload)))
+                let mut future = flatten(guard(|| Ok(body(context, task.args.get(), task.kwargs.get()))))?;
+                // Each poll behind the guard of its own, which knows a panic's place.
+                std::future::poll_fn(|context| {
+                    guard(|| future.as_mut().poll(context)).unwrap_or_else(|panic| Poll::Ready(Err(TaskError::Other(panic))))
+                })
+                .await
             }
             Body::Plugin(provided) => run_in_plugin(provided, task, context.run().clone(), None).await,
             Body::Command(command) => command.run(task).await,
