@@ -11,7 +11,7 @@ pub trait Middleware: Send + Sync + 'static {
     /// Its name, in the events of `task_executor_middlewares_execute`.
     fn name(&self) -> &str;
 
-    /// Runs first, and may change the task.
+    /// Runs first, and may change the task's arguments for this attempt. How often and how long it may run is settled by then.
     fn before<'a>(&'a self, _task: &'a mut Task) -> BoxFuture<'a, Result<(), TaskError>> {
         Box::pin(std::future::ready(Ok(())))
     }
