@@ -97,9 +97,14 @@ pub fn check_payload(text: &str) -> Result<(), BoundsError> {
 ///
 /// [`BoundsError::TooDeep`].
 pub fn check_depth(text: &str) -> Result<(), BoundsError> {
+    if is_deeper(text, MAX_DEPTH) { Err(BoundsError::TooDeep) } else { Ok(()) }
+}
+
+/// Whether lists and objects are nested deeper than `most` in a JSON text.
+pub(crate) fn is_deeper(text: &str, most: usize) -> bool {
     // One byte opens at most one level.
-    if text.len() <= MAX_DEPTH {
-        return Ok(());
+    if text.len() <= most {
+        return false;
     }
     let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
     for byte in text.bytes() {
@@ -116,15 +121,15 @@ pub fn check_depth(text: &str) -> Result<(), BoundsError> {
             b'"' => in_string = true,
             b'[' | b'{' => {
                 depth += 1;
-                if depth > MAX_DEPTH {
-                    return Err(BoundsError::TooDeep);
+                if depth > most {
+                    return true;
                 }
             }
             b']' | b'}' => depth = depth.saturating_sub(1),
             _ => {}
         }
     }
-    Ok(())
+    false
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Errors: a plugin's own, and the error of a task, which is what the plugins are asked about.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::LazyLock;
@@ -8,6 +9,7 @@ use std::sync::LazyLock;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::bounds::{MAX_BYTES, MAX_DEPTH, is_deeper};
 use crate::strict::to_raw_value;
 
 /// `type` of a plugin error, as QTasks names the exception.
@@ -170,6 +172,9 @@ impl fmt::Display for Raised {
 
 impl StdError for Raised {}
 
+/// Levels of JSON around a payload that are read in one piece with it: an error, in a decision, in a list, with room to spare.
+const WRAPPED: usize = 8;
+
 impl TaskPluginTriggerError {
     /// A direct error: `args` is `["text"]`, `kwargs` is empty.
     #[must_use]
@@ -182,13 +187,22 @@ impl TaskPluginTriggerError {
 
     /// An error with named payload: `args` is empty. A `message` among the kwargs is also the error's message.
     ///
-    /// `kwargs` must become a JSON object; anything else is kept under the key `value`.
+    /// `kwargs` must become a JSON object; anything else is kept under the key `value`. What has no JSON form, or is longer or
+    /// deeper than the [bounds](crate::bounds) allow for what lies within an error, is left out, and the message says so.
     #[must_use]
     pub fn with_kwargs(kwargs: impl Serialize) -> Self {
         let mut body = ErrorBody::new(PLUGIN_ERROR, "");
         match to_raw_value(&kwargs) {
+            Ok(raw) if is_deeper(raw.get(), MAX_DEPTH - WRAPPED) => {
+                body.message = format!("the payload of the plugin error is JSON nested deeper than {}", MAX_DEPTH - WRAPPED);
+            }
+            Ok(raw) if raw.get().len() > MAX_BYTES => {
+                let len = raw.get().len();
+                body.message = format!("the payload of the plugin error is {len} bytes, at most {MAX_BYTES} are taken");
+            }
             Ok(raw) if raw.get().starts_with('{') => body.kwargs = raw,
-            Ok(raw) => body.kwargs = to_raw(&serde_json::json!({ "value": raw }), "{}"),
+            // As text: a `Value` would round what is beyond 64 bits.
+            Ok(raw) => body.kwargs = to_raw(&BTreeMap::from([("value", raw)]), "{}"),
             Err(error) => body.message = format!("the payload of the plugin error has no JSON form: {error}"),
         }
         if let Ok(Message { message: Some(message) }) = serde_json::from_str(body.kwargs.get()) {
@@ -351,6 +365,17 @@ mod tests {
         let named = TaskError::from(named).into_body();
         assert_eq!((&*named.kind, named.args.get(), named.message.as_str()), (PLUGIN_ERROR, "[]", "m"));
         assert_eq!(crate::Json::from(&*named.kwargs).get::<u32>("code"), Some(7));
+    }
+
+    #[test]
+    fn a_payload_is_kept_as_text_and_one_that_nobody_could_read_again_is_left_out() {
+        let raw = |text: &str| RawValue::from_string(text.to_owned()).expect("JSON");
+        let raised = |payload| TaskError::from(TaskPluginTriggerError::with_kwargs(payload)).into_body();
+        let big = raised(raw("123456789012345678901234567890"));
+        assert_eq!(big.kwargs.get(), r#"{"value":123456789012345678901234567890}"#);
+        let deep = raised(raw(&("[".repeat(121) + &"]".repeat(121))));
+        assert_eq!((&*deep.kind, deep.kwargs.get()), (PLUGIN_ERROR, "{}"));
+        assert_eq!(deep.message, "the payload of the plugin error is JSON nested deeper than 120");
     }
 
     #[test]
