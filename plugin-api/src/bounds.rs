@@ -4,7 +4,7 @@
 pub const MAX_BYTES: usize = 64 << 20;
 /// Longest manifest: 1 MiB.
 pub const MAX_MANIFEST_BYTES: usize = 1 << 20;
-/// Deepest nesting of JSON lists and objects. Dropping a far deeper value overflows the stack, and serde_json reads one level less.
+/// Deepest nesting of JSON lists and objects. Dropping a far deeper value overflows the stack; serde_json reads one level less.
 pub const MAX_DEPTH: usize = 128;
 
 /// Why a payload is refused.

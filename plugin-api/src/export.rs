@@ -247,14 +247,18 @@ macro_rules! define_plugin {
                     const _: () = $crate::__private::listed_once(
                         FACTS.handlers,
                         ::core::stringify!($trigger),
-                        ::core::concat!("`", ::core::stringify!($trigger), "` is listed twice: name one handler, which may call both"),
+                        ::core::concat!(
+                            "`", ::core::stringify!($trigger), "` is listed twice: name one handler, which may call both",
+                        ),
                     );
                 )*)?
                 $($(
                     const _: () = $crate::__private::listed_once(
                         FACTS.tasks,
                         $crate::__private::plain_name(::core::stringify!($task)),
-                        ::core::concat!("the task `", ::core::stringify!($task), "` is listed twice: give one of them another name"),
+                        ::core::concat!(
+                            "the task `", ::core::stringify!($task), "` is listed twice: give one of them another name",
+                        ),
                     );
                 )*)?
                 const LEN: usize = $crate::__private::manifest_len(&FACTS);

@@ -16,7 +16,7 @@ pub trait Middleware: Send + Sync + 'static {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    /// Runs after the result is known, and may replace it by one within the bounds of every result; beyond them it is a `ResultError`.
+    /// Runs after the result is known, and may replace it. One beyond the bounds of every result is a `ResultError`.
     fn after<'a>(&'a self, _task: &'a Task, _returning: &'a mut Box<RawValue>) -> BoxFuture<'a, Result<(), TaskError>> {
         Box::pin(std::future::ready(Ok(())))
     }
