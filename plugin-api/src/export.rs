@@ -187,8 +187,8 @@ pub fn refused(error: TaskError) -> Answer {
 /// [`define_plugin!`](crate::define_plugin), which takes the same words and exports no symbol.
 #[macro_export]
 macro_rules! export_plugin {
-    (plugin: $plugin:ty, $($rest:tt)*) => {
-        $crate::define_plugin! { plugin: $plugin, $($rest)* }
+    (plugin: $plugin:ty $(, $($rest:tt)*)?) => {
+        $crate::define_plugin! { plugin: $plugin, $($($rest)*)? }
 
         const _: () = {
             const MANIFEST: &str = <$plugin as $crate::__private::Export>::MANIFEST;
@@ -209,6 +209,9 @@ macro_rules! export_plugin {
 /// Takes the words of [`export_plugin!`](crate::export_plugin).
 #[macro_export]
 macro_rules! define_plugin {
+    (plugin: $plugin:ty) => {
+        $crate::define_plugin! { plugin: $plugin, }
+    };
     (
         plugin: $plugin:ty,
         $(name: $name:expr,)?
@@ -272,6 +275,12 @@ macro_rules! define_plugin {
             ];
         }
     };
+    ($($other:tt)*) => {
+        ::core::compile_error!(
+            "expected, in this order and each but the first left out at will: `plugin: TYPE`, `name: \"…\"`, \
+             `version: \"…\"`, `priority: NUMBER`, `handlers: { TRIGGER => METHOD, … }`, `tasks: { NAME => METHOD, … }`"
+        );
+    };
 }
 
 #[doc(hidden)]
@@ -291,7 +300,8 @@ macro_rules! __mode {
     (inline $method:ident) => {
         $crate::__private::Mode::Inline
     };
-    ($method:ident) => {
+    // Other words before it are told where the method is called.
+    ($($method:ident)+) => {
         $crate::__private::Mode::Blocking
     };
 }
@@ -307,6 +317,19 @@ macro_rules! __handler {
     };
     ($method:ident) => {
         $crate::__sync_handler!(Blocking, $method)
+    };
+    ($($words:ident)+) => {
+        $crate::__no_mode!($($words)+)
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __no_mode {
+    ($($words:ident)+) => {
+        ::core::compile_error!(::core::concat!(
+            "found `=>", $(" ", ::core::stringify!($words),)+ "`; expected `=> METHOD`, `=> inline METHOD` or `=> async METHOD`",
+        ))
     };
 }
 
@@ -334,6 +357,9 @@ macro_rules! __task {
     };
     ($method:ident) => {
         $crate::__sync_task!(Blocking, $method)
+    };
+    ($($words:ident)+) => {
+        $crate::__no_mode!($($words)+)
     };
 }
 

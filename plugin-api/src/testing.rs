@@ -166,8 +166,8 @@ impl<P: Export> TestHost<P> {
         checked(receiver.recv().expect("every async call is completed"))
     }
 
-    /// What the plugin logged so far with [`Host::log`](crate::Host::log). What it logs with `log` and `tracing` macros goes to the
-    /// test program's own logger, as that of every plugin that is linked in.
+    /// What the plugin logged so far with [`Host::log`](crate::Host::log). What it logs with `log` and `tracing` macros goes to
+    /// the test program's own logger, as that of every plugin that is linked in.
     #[must_use]
     pub fn log(&self) -> Vec<(Level, String)> {
         self.recorded.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -365,7 +365,7 @@ mod tests {
         }
     }
 
-    crate::define_plugin! { plugin: CountsStops, }
+    crate::define_plugin! { plugin: CountsStops }
 
     struct AnswersDeep;
 
