@@ -399,6 +399,18 @@ fn a_stdout_that_takes_nothing_is_told_after_the_summary_and_the_plugins_are_sto
 }
 
 #[test]
+fn a_stderr_that_takes_nothing_stops_nothing() {
+    // A plugin that logs, a line that is no task, and a summary.
+    let place = place(&["documented_example", "scripted"]);
+    let script = "exec \"$0\" run --plugins plugins --state-dir state 2> /dev/full";
+    let ended = Host::shell(&place, script).with_input(format!("nonsense\n{RAISE}\n")).expect_code(3);
+    assert_eq!(ended.result()["returning"], 123);
+    // And what keeps a command from running at all.
+    Host::shell(&place, "exec \"$0\" run gone.jsonl 2> /dev/full").end().expect_code(70);
+    Host::shell(&place, "exec \"$0\" run --plugins gone 2> /dev/full").end().expect_code(2);
+}
+
+#[test]
 fn the_name_of_a_task_is_shown_in_the_summary_and_obeyed_by_no_terminal() {
     let input = r#"{"task": "a\n999 tasks\u001b[31m\u202e"}"#;
     let ended = Host::run(&place(&[])).with_input(input).expect_code(1);

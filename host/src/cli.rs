@@ -19,6 +19,7 @@ mod worker;
 use clap::{Parser, Subcommand};
 
 pub(crate) use exit_code::{ExitStatus, exit_code_of};
+pub(crate) use output::tell;
 
 /// Runs tasks whose error handling lives in native plugins.
 ///

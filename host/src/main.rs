@@ -11,7 +11,7 @@ fn main() -> ExitCode {
     qtasks_host::plugin::process::guest::run_if_asked();
     let arguments = cli::Arguments::parse();
     let status = cli::run(arguments).unwrap_or_else(|error| {
-        eprintln!("qtasks-host: {error:#}");
+        cli::tell(format_args!("qtasks-host: {error:#}\n"));
         cli::exit_code_of(&error)
     });
     if qtasks_host::plugin::start_watch::linker_is_held() {

@@ -70,7 +70,9 @@ struct BesideBar(ProgressBar);
 
 impl Write for BesideBar {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.suspend(|| io::stderr().write_all(bytes))?;
+        // A log that nobody reads any more, or a full disk, is no reason to stop anything: an error here would be a panic of whoever
+        // logs.
+        let _ = self.0.suspend(|| io::stderr().write_all(bytes));
         Ok(bytes.len())
     }
 

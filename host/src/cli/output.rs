@@ -1,5 +1,6 @@
 //! What commands print: results on stdout, for people or as JSON.
 
+use std::fmt::Display;
 use std::io::{self, Write};
 
 use anyhow::Context;
@@ -29,6 +30,12 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot print"),
         _ => Ok(()),
     }
+}
+
+/// Says something on stderr. Where that takes nothing, nobody is left to be told, and what is under way goes on: `eprintln!` would
+/// panic.
+pub(crate) fn tell(text: impl Display) {
+    let _ = io::stderr().write_all(text.to_string().as_bytes());
 }
 
 /// A table: each column as wide as its widest cell, two spaces between.

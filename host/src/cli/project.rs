@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::client::with_queue;
 use super::exit_code::{ExitStatus, UsageError};
-use super::output::{print, print_json};
+use super::output::{print, print_json, tell};
 use super::settings_flags::ClientFlags;
 
 #[derive(Debug, Args)]
@@ -69,7 +69,9 @@ fn confirmed(project: &str, place: &str) -> anyhow::Result<bool> {
         let said = "flush-all removes every task, result and decision; without a terminal to ask on, say --yes";
         return Err(UsageError(said.to_owned()).into());
     }
-    eprint!("This removes every task, result and decision of {project} from {place}.\nType the project's name to go on: ");
+    tell(format_args!(
+        "This removes every task, result and decision of {project} from {place}.\nType the project's name to go on: "
+    ));
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer).context("cannot read the answer")?;
     Ok(answer.trim() == project)

@@ -16,6 +16,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::exit_code::ExitStatus;
 use super::input::{Input, Lines};
+use super::output::tell;
 use super::settings_flags::SettingsFlags;
 use super::summary::Summary;
 use super::{log, runtime};
@@ -141,16 +142,16 @@ async fn work_through(
     // A reader that nobody needs any more may still wait for standard input, which may never end.
     let lines = if interrupted || !whole { Lines::default() } else { feeding.await.context("the reader ended")? };
     bar.finish_and_clear();
-    eprint!("{summary}");
+    tell(&summary);
     if lines.refused > 0 {
-        eprintln!("input lines refused: {}", lines.refused);
+        tell(format_args!("input lines refused: {}\n", lines.refused));
     }
     if broker.waiting() > 0 {
-        eprintln!("tasks read and not begun: {}", broker.waiting());
+        tell(format_args!("tasks read and not begun: {}\n", broker.waiting()));
     }
     for plugin in running.executor().dispatcher().registry().plugins() {
         if let Some(reason) = plugin.tripped().await {
-            eprintln!("plugin {} was {reason}", plugin.name());
+            tell(format_args!("plugin {} was {reason}\n", plugin.name()));
         }
     }
     if let Some(broken) = broken.or(lines.broken) {

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::client::with_queue;
 use super::exit_code::ExitStatus;
-use super::output::{print, print_json, print_json_lines};
+use super::output::{print, print_json, print_json_lines, tell};
 use super::settings_flags::ClientFlags;
 
 #[derive(Debug, Subcommand)]
@@ -222,7 +222,7 @@ async fn wait(queue: &QueueTasks, uuid: Uuid, timeout: Option<Duration>, json: b
         }
         Waited::NotYet(record) => {
             show::record(&record, json)?;
-            eprintln!("qtasks-host: the task has not ended in time");
+            tell("qtasks-host: the task has not ended in time\n");
             Ok(ExitStatus::NotInTime)
         }
         Waited::Unknown => unknown(uuid),
@@ -230,9 +230,9 @@ async fn wait(queue: &QueueTasks, uuid: Uuid, timeout: Option<Duration>, json: b
 }
 
 fn unknown(uuid: Uuid) -> anyhow::Result<ExitStatus> {
-    eprintln!(
-        "qtasks-host: no task {uuid} is known here: it was never added, or its result was removed; check --broker and --name"
-    );
+    tell(format_args!(
+        "qtasks-host: no task {uuid} is known here: it was never added, or its result was removed; check --broker and --name\n"
+    ));
     Ok(ExitStatus::Unknown)
 }
 

@@ -15,7 +15,7 @@ use super::{seconds, show};
 use crate::cli::client::with_new_queue;
 use crate::cli::exit_code::{ExitStatus, UsageError};
 use crate::cli::input::Input;
-use crate::cli::output::{print, print_json_lines};
+use crate::cli::output::{print, print_json_lines, tell};
 use crate::cli::settings_flags::ClientFlags;
 
 /// Tasks of a file are added in steps of this many, which is what every broker takes at once.
@@ -132,7 +132,7 @@ fn add_one(arguments: &AddArguments, task: Task) -> anyhow::Result<ExitStatus> {
             return Ok(ExitStatus::Success);
         }
         // Whatever happens to this command, the task can be asked for.
-        eprintln!("qtasks-host: the task was added: {}", added.task.uuid);
+        tell(format_args!("qtasks-host: the task was added: {}\n", added.task.uuid));
         let timeout = arguments.timeout.unwrap_or(Duration::MAX);
         match queue.wait(added.task.uuid, timeout).await? {
             Waited::Ended(record) => {
@@ -141,7 +141,7 @@ fn add_one(arguments: &AddArguments, task: Task) -> anyhow::Result<ExitStatus> {
             }
             Waited::NotYet(record) => {
                 show::record(&record, arguments.json)?;
-                eprintln!("qtasks-host: the task was added and has not ended in time; is a worker there? (qtasks-host ping)");
+                tell("qtasks-host: the task was added and has not ended in time; is a worker there? (qtasks-host ping)\n");
                 Ok(ExitStatus::NotInTime)
             }
             Waited::Unknown => super::unknown(added.task.uuid),
@@ -203,10 +203,10 @@ fn tell_if_open(uuids: &[Uuid], error: &BrokerError) {
     let shown: Vec<String> = uuids.iter().take(SHOWN).map(Uuid::to_string).collect();
     let more = uuids.len() - shown.len();
     let more = if more > 0 { format!(" and {more} more, all of them or none") } else { String::new() };
-    eprintln!(
-        "qtasks-host: may have been added all the same, look with `task get` before you add again: {}{more}",
+    tell(format_args!(
+        "qtasks-host: may have been added all the same, look with `task get` before you add again: {}{more}\n",
         shown.join(", ")
-    );
+    ));
 }
 
 fn told(added: &[Record], json: bool) -> anyhow::Result<()> {

@@ -73,7 +73,8 @@ fn run() -> ! {
     match serve() {
         Ok(()) => std::process::exit(0),
         Err(reason) => {
-            eprintln!("plugin guest: {reason}");
+            // Nobody may be left to read it.
+            let _ = writeln!(io::stderr(), "plugin guest: {reason}");
             std::process::exit(1)
         }
     }
