@@ -182,6 +182,9 @@ fn state_is_a_file() {
     let words = ["it could not be probed, so it is not loaded: cannot write the verdict ", "make the state directory writable"];
     refused(&ended, "documented_example", "probe-failed", &words);
     assert_says(&ended.stderr, &["a plugin that ends this process will not be named: ", "1 task: 0 success, 1 error"]);
+    // Nobody can tell, which is not the same as nothing.
+    let list = Host::new(&place).args(["plugin", "quarantine", "list", "--state-dir"]).arg(place.state()).end();
+    assert_says(&list.expect_code(70).stderr, &["cannot list the verdicts in ", "Not a directory"]);
 }
 
 /// A library that is new cannot have its probe noted.
@@ -314,12 +317,16 @@ fn lifted_by_hand() {
     let looked = Host::new(&place).args(["plugin", "list", "--plugins"]).arg(place.plugins());
     let looked = looked.arg("--state-dir").arg(place.state()).end().expect_code(4);
     assert_says(&looked.stdout, &["libconstructor_segfaults.so: refused: it is in quarantine: "]);
-    assert_says(&command(&["clear", "nobody"]).expect_code(2).stderr, &["nothing in quarantine is called \"nobody\""]);
+    assert_says(
+        &command(&["clear", "nobody"]).expect_code(2).stderr,
+        &["nothing in quarantine is called \"nobody\" in /", "--state-dir"],
+    );
     assert_says(&command(&["clear", "constructor-segfaults"]).expect_code(0).stdout, &["lifted: constructor-segfaults "]);
     assert!(quarantine(&place).is_empty());
     refused(&answered(run(&place).with_input(RAISE)), "constructor_segfaults", "probe-harm", &["SIGSEGV"]);
     assert_says(&command(&["clear", "--all"]).expect_code(0).stdout, &["lifted: constructor-segfaults "]);
     assert!(quarantine(&place).is_empty());
+    assert_eq!(command(&["clear", "--all"]).expect_code(0).stdout, "nothing is in quarantine\n");
 }
 
 fn culprits_garbage() {

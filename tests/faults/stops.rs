@@ -151,8 +151,8 @@ fn killed_while_it_writes_verdicts() {
         }
         let unfinished = quarantine(&place);
         assert!(unfinished.iter().all(|entry| entry["kind"] == "unfinished"), "{unfinished:?}");
-        let clear = Host::new(&place).args(["plugin", "quarantine", "clear", "--all", "--state-dir"]).arg(place.state()).end();
-        assert_eq!(clear.code == Some(0), !unfinished.is_empty(), "{clear:?}");
+        let clear = Host::new(&place).args(["plugin", "quarantine", "clear", "--all", "--state-dir"]).arg(place.state());
+        clear.end().expect_code(0);
         answered(run(&place).with_input(RAISE));
     }
     // A rename that never came leaves this.

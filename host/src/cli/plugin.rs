@@ -110,6 +110,7 @@ fn plugin_dir(settings: &Settings) -> Result<&PathBuf, UsageError> {
 
 fn lock(arguments: &LockArguments) -> anyhow::Result<ExitStatus> {
     let settings = arguments.settings.settings()?;
+    log::install(&settings.log, &ProgressBar::hidden())?;
     let Stock { lock, left_out, place } = take_stock(plugin_dir(&settings)?, &settings.load_policy().trust)?;
     let path = place.path();
     let mut text: String = left_out.iter().map(|report| format!("left out: {}", line(report))).collect();
@@ -158,7 +159,9 @@ fn inspect(arguments: InspectArguments) -> anyhow::Result<ExitStatus> {
 
 fn list_quarantine(arguments: &ListArguments) -> anyhow::Result<ExitStatus> {
     let settings = arguments.settings.settings()?;
-    let quarantined = Verdicts::new(&settings.state_dir).quarantined();
+    // Warnings: a verdict that is not believed.
+    log::install(&settings.log, &ProgressBar::hidden())?;
+    let quarantined = Verdicts::new(&settings.state_dir).quarantined()?;
     if arguments.json {
         print_json(&quarantined)?;
     } else if quarantined.is_empty() {
@@ -171,10 +174,16 @@ fn list_quarantine(arguments: &ListArguments) -> anyhow::Result<ExitStatus> {
 
 fn clear_quarantine(arguments: &ClearArguments) -> anyhow::Result<ExitStatus> {
     let settings = arguments.settings.settings()?;
+    log::install(&settings.log, &ProgressBar::hidden())?;
     let lifted = Verdicts::new(&settings.state_dir).clear(arguments.which.as_deref())?;
-    if lifted.is_empty() {
-        let which = arguments.which.as_deref().unwrap_or_default();
-        return Err(UsageError(format!("nothing in quarantine is called {which:?}; see `plugin quarantine list`")).into());
+    match &arguments.which {
+        Some(which) if lifted.is_empty() => {
+            let place = shown(&settings.state_dir);
+            let said = "see `plugin quarantine list`, and check --state-dir";
+            return Err(UsageError(format!("nothing in quarantine is called {which:?} in {place}; {said}")).into());
+        }
+        None if lifted.is_empty() => print("nothing is in quarantine\n")?,
+        _ => {}
     }
     print(&lifted.iter().map(|entry| format!("lifted: {}", quarantine_line(entry))).collect::<String>())?;
     Ok(ExitStatus::Success)

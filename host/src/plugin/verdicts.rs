@@ -145,15 +145,32 @@ pub(crate) struct Subject {
     pub(super) plugin: String,
 }
 
-/// Why a verdict could not be written down.
+/// Why verdicts could not be written down, or looked through.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "cannot write the verdict {}; make the state directory writable for the host, or name another with `state_dir`",
-    shown(path)
-)]
-pub struct VerdictError {
-    path: PathBuf,
-    source: std::io::Error,
+#[non_exhaustive]
+pub enum VerdictError {
+    /// One cannot be written.
+    #[error(
+        "cannot write the verdict {}; make the state directory writable for the host, or name another with `state_dir`",
+        shown(path)
+    )]
+    Write {
+        /// Its file.
+        path: PathBuf,
+        /// The reason.
+        source: std::io::Error,
+    },
+    /// They cannot be listed.
+    #[error(
+        "cannot list the verdicts in {}; do this as the user that the host runs as, or name another directory with `state_dir`",
+        shown(path)
+    )]
+    List {
+        /// Their directory.
+        path: PathBuf,
+        /// The reason.
+        source: std::io::Error,
+    },
 }
 
 /// The verdicts of one state directory.
@@ -251,8 +268,17 @@ impl Verdicts {
     }
 
     /// Everything in quarantine, by path.
-    #[must_use]
-    pub fn quarantined(&self) -> Vec<Quarantined> {
+    ///
+    /// # Errors
+    ///
+    /// [`VerdictError::List`] when nobody can tell: the directory is there, and cannot be listed.
+    pub fn quarantined(&self) -> Result<Vec<Quarantined>, VerdictError> {
+        match fs::read_dir(&self.directory) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                return Err(VerdictError::List { path: self.directory.clone(), source });
+            }
+            _ => {}
+        }
         let mut found: Vec<Quarantined> = self
             .files()
             .into_iter()
@@ -263,7 +289,7 @@ impl Verdicts {
             })
             .collect();
         found.sort_by(|left, right| left.path.cmp(&right.path));
-        found
+        Ok(found)
     }
 
     /// Lifts the quarantine of the plugin of this name, or else of the bytes whose digest begins with `which`, at least eight digits of
@@ -271,10 +297,10 @@ impl Verdicts {
     ///
     /// # Errors
     ///
-    /// [`VerdictError`] when a file cannot be removed.
+    /// [`VerdictError`] when a file cannot be removed, or the directory cannot be listed.
     pub fn clear(&self, which: Option<&str>) -> Result<Vec<Quarantined>, VerdictError> {
         const LEAST_DIGITS: usize = 8;
-        let mut found = self.quarantined();
+        let mut found = self.quarantined()?;
         if let Some(which) = which {
             let is_named = found.iter().any(|entry| entry.plugin == which);
             let begins = |entry: &Quarantined| which.len() >= LEAST_DIGITS && entry.digest.to_string().starts_with(which);
@@ -282,7 +308,7 @@ impl Verdicts {
         }
         for entry in &found {
             let path = self.file(&entry.digest);
-            fs::remove_file(&path).map_err(|source| VerdictError { path, source })?;
+            fs::remove_file(&path).map_err(|source| VerdictError::Write { path, source })?;
         }
         Ok(found)
     }
@@ -304,7 +330,11 @@ impl Verdicts {
         let metadata = fs::symlink_metadata(path).ok()?;
         let ours = metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & 0o022 == 0;
         if !metadata.is_file() || !ours || metadata.len() > MAX_FILE {
-            tracing::warn!(path = %shown(path), "a verdict that is not this host's own is ignored");
+            tracing::warn!(
+                path = %shown(path),
+                "a verdict that is not this host's own is ignored: expected a file of this user's that nobody else may write to, \
+                 of {MAX_FILE} bytes at most; is this the user that the host runs as?"
+            );
             return None;
         }
         serde_json::from_slice(&fs::read(path).ok()?).ok()
@@ -312,7 +342,7 @@ impl Verdicts {
 
     fn write(&self, entry: Entry) -> Result<(), VerdictError> {
         let path = self.file(&entry.subject.digest);
-        let failed = |source| VerdictError { path: path.clone(), source };
+        let failed = |source| VerdictError::Write { path: path.clone(), source };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.directory).map_err(failed)?;
         let json = serde_json::to_vec(&entry).map_err(|error| failed(error.into()))?;
         // Processes of several containers may have the same number. No random number: a thread's first one waits for the dynamic
