@@ -317,6 +317,10 @@ fn lifted_by_hand() {
     let looked = Host::new(&place).args(["plugin", "list", "--plugins"]).arg(place.plugins());
     let looked = looked.arg("--state-dir").arg(place.state()).end().expect_code(4);
     assert_says(&looked.stdout, &["libconstructor_segfaults.so: refused: it is in quarantine: "]);
+    // What is disabled is not loaded, so nothing refuses it.
+    let looked = Host::new(&place).args(["plugin", "list", "--plugins"]).arg(place.plugins());
+    let looked = looked.arg("--state-dir").arg(place.state()).set("plugins.constructor-segfaults.enabled=false").end();
+    assert_says(&looked.expect_code(0).stdout, &["constructor-segfaults 0.1.0 (disabled)"]);
     assert_says(
         &command(&["clear", "nobody"]).expect_code(2).stderr,
         &["nothing in quarantine is called \"nobody\" in /", "--state-dir"],

@@ -111,18 +111,33 @@ impl Loader<'_> {
         for found in discovered {
             log_file_cautions(&found.cautions);
             let mut report = LoadReport::look_at_found(found, &verdicts, &trust, self.settings);
-            if let Some(name) = report.name().map(str::to_owned).filter(|_| report.state == LoadState::Found) {
-                let enabled = self.settings.get(&name).is_none_or(|settings| settings.enabled);
-                let taken = reports.iter().find(|other| other.state == LoadState::Found && other.name() == Some(&name));
-                match taken.map(|other| other.path.clone()) {
-                    _ if !enabled => report.state = LoadState::Disabled,
-                    Some(first) => report.refused(LoadErrorKind::NameTaken { name, first }),
-                    None => {}
+            if let Some(manifest) = report.manifest.as_ref().filter(|_| report.state == LoadState::Found) {
+                if self.settings.get(&manifest.name).is_some_and(|settings| !settings.enabled) {
+                    report.state = LoadState::Disabled;
+                } else if let Err(kind) = self.check_beside(manifest, &reports) {
+                    report.refused(kind);
                 }
             }
             reports.push(report);
         }
         Ok(reports)
+    }
+
+    /// Whether a library would go together with those that were found before, and with what is the operator's.
+    fn check_beside(&self, manifest: &Manifest, before: &[LoadReport]) -> Result<(), LoadErrorKind> {
+        let found = before.iter().filter(|other| other.state == LoadState::Found);
+        let others = found.filter_map(|other| Some((other.manifest.as_ref()?, &other.path)));
+        if let Some((_, first)) = others.clone().find(|(other, _)| other.name == manifest.name) {
+            return Err(LoadErrorKind::NameTaken { name: manifest.name.clone(), first: first.clone() });
+        }
+        self.check_own_tasks(manifest)?;
+        for task in &manifest.tasks {
+            let provides = |(other, _): &(&Manifest, &PathBuf)| other.tasks.iter().any(|known| known.name == task.name);
+            if let Some((first, _)) = others.clone().find(provides) {
+                return Err(LoadErrorKind::TaskTaken { task: task.name.clone(), first: first.name.clone() });
+            }
+        }
+        Ok(())
     }
 
     /// Takes one candidate through the stages; adds it to `plugins` when it runs.

@@ -91,12 +91,13 @@ impl LoadReport {
     ) -> Self {
         let candidate = found.candidate.clone();
         Self::of(&candidate, Inspected::open(found), |inspected, report| {
-            elf::check(inspected.bytes())?;
             let settings = report.name().and_then(|name| settings.get(name)).cloned().unwrap_or_default();
-            // What is disabled is not loaded, so it takes nobody's trust.
-            if settings.enabled {
-                report.trust = Some(inspected.judge(trust, settings.trust)?);
+            // What is disabled is not loaded, so nothing refuses it.
+            if !settings.enabled {
+                return Ok(());
             }
+            elf::check(inspected.bytes())?;
+            report.trust = Some(inspected.judge(trust, settings.trust)?);
             if let Err(kind) = look_up(inspected, verdicts) {
                 report.side_effects = Some(kind.admitted(&settings)?);
             }
