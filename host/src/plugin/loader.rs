@@ -250,15 +250,15 @@ impl Loader<'_> {
     /// Keeps out what ended an earlier host.
     fn quarantine_culprits(&self) {
         let verdicts = Verdicts::new(&self.policy.state_dir);
-        let records = culprit::records(&self.policy.state_dir);
-        if records.is_empty() {
+        let found = culprit::records(&self.policy.state_dir);
+        if found.records.is_empty() {
             return;
         }
         let mut heeded = true;
-        for Record { plugin, path, digest, cause } in records {
-            let cause = cause.unwrap_or_else(|| "no cause is on record".to_owned());
+        for Record { plugin, path, digest, cause } in &found.records {
+            let cause = cause.as_deref().unwrap_or("no cause is on record");
             let evidence = format!("the host ended ({cause}) while it ran code of this plugin");
-            let subject = Subject { digest, path, plugin };
+            let subject = Subject { digest: *digest, path: path.clone(), plugin: plugin.clone() };
             if let Err(error) = verdicts.quarantine(&subject, QuarantineKind::KilledTheHost, evidence) {
                 tracing::error!("{}", chain(&error));
                 heeded = false;
@@ -266,7 +266,7 @@ impl Loader<'_> {
         }
         // What could not be written down is needed at the next start.
         if heeded {
-            culprit::forget_records(&self.policy.state_dir);
+            culprit::forget_records(&self.policy.state_dir, &found);
         }
     }
 
