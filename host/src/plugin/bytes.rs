@@ -383,12 +383,14 @@ fn private_copy(file: &File, path: &Path, max_bytes: u64, parent: &Path) -> Resu
     let place = "in a private directory";
     let failed = |source: io::Error| BytesError::Copy { path: path.to_owned(), place, source };
     let directory = private_directory(parent).map_err(failed)?;
-    let copied = copy_in(file, &directory, max_bytes);
-    // The descriptor is enough: nothing is left behind, and nobody else finds the copy by name.
+    let made = nameless_file(&directory);
+    // Before anything is copied, which may take its time: nothing is left behind then where this process is killed meanwhile. The
+    // descriptors are enough, and nobody else finds the copy by name.
     let removed = std::fs::remove_dir(&directory);
-    let copied = copied.map_err(|error| error.at(path, place))?;
+    let (writer, reader) = made.map_err(|errno| failed(errno.into()))?;
     removed.map_err(failed)?;
-    Ok(copied)
+    let copied = copy_capped(file, &File::from(writer), max_bytes).map_err(|error| error.at(path, place))?;
+    Ok((File::from(out_of_the_way(reader)), copied))
 }
 
 fn private_directory(parent: &Path) -> io::Result<PathBuf> {
@@ -406,14 +408,7 @@ fn private_directory(parent: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// Copies into a new file of `directory`, and gives a descriptor that can only read it. The file has no name afterwards.
-fn copy_in(file: &File, directory: &Path, max_bytes: u64) -> Result<(File, u64), CopyError> {
-    let (writer, reader) = nameless_file(directory).map_err(|errno| CopyError::To(errno.into()))?;
-    let copied = copy_capped(file, &File::from(writer), max_bytes)?;
-    Ok((File::from(out_of_the_way(reader)), copied))
-}
-
-/// A new file, as a descriptor that writes it and one that reads it.
+/// A new file in `directory` that has no name any more, as a descriptor that writes it and one that can only read it.
 fn nameless_file(directory: &Path) -> Result<(OwnedFd, OwnedFd), Errno> {
     let flags = OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let directory = rustix::fs::openat(CWD, directory, flags | OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty())?;

@@ -115,6 +115,21 @@ fn a_private_copy_has_no_name_and_no_writer() {
 }
 
 #[test]
+fn who_is_killed_while_a_private_copy_is_made_leaves_nothing_behind() {
+    let place = tempfile::tempdir().unwrap();
+    let (reader, mut writer) = io::pipe().unwrap();
+    let from = File::from(OwnedFd::from(reader));
+    std::thread::scope(|scope| {
+        let copying = scope.spawn(|| private_copy(&from, Path::new("pipe"), CAP, place.path()).map(|(_, copied)| copied));
+        // More than a pipe holds: once it is written, the copy has begun, and waits for more.
+        writer.write_all(&[7; 256 << 10]).unwrap();
+        assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0);
+        drop(writer);
+        assert_eq!(copying.join().unwrap().unwrap(), 256 << 10);
+    });
+}
+
+#[test]
 fn the_digest_is_that_of_sha256sum() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("file.so");
