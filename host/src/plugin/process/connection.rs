@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::pipe;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
 use super::ended::describe;
 use super::frame::{self, Frame, FrameError, Kind};
@@ -20,6 +21,8 @@ use crate::plugin::services::TracingServices;
 
 /// A call that was told to end gets this long before its process is killed.
 pub(super) const GRACE: Duration = Duration::from_millis(100);
+/// What a process printed before it ended is read within this time.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Id of the stop call; ordinary ids count from 1.
 pub(super) const STOP: u64 = u64::MAX;
 
@@ -47,13 +50,19 @@ impl Connection {
             ended: OnceLock::new(),
         });
         let services = Arc::new(TracingServices::new(plugin.into()));
+        let mut logging = JoinSet::new();
         for (stream, descriptor) in [("stdout", stdout.map(OwnedFd::from)), ("stderr", stderr.map(OwnedFd::from))] {
             if let Some(descriptor) = descriptor {
                 rustix::io::ioctl_fionbio(&descriptor, true).map_err(io::Error::from)?;
-                tokio::spawn(log_output(pipe::Receiver::from_owned_fd(descriptor)?, stream, Arc::clone(&services)));
+                logging.spawn(log_output(pipe::Receiver::from_owned_fd(descriptor)?, stream, Arc::clone(&services)));
             }
         }
-        tokio::spawn(Arc::clone(&connection).read(reader, services));
+        let life = Arc::clone(&connection);
+        tokio::spawn(async move {
+            life.read(reader, services).await;
+            // What it printed last is still to be read. What it started, and what left its group, may hold the other ends on.
+            let _ = tokio::time::timeout(LAST_WORDS, logging.join_all()).await;
+        });
         Ok(connection)
     }
 
@@ -152,6 +161,8 @@ impl Connection {
                 guest.kill();
                 reason
             };
+            // Whatever else holds its end of the socket, nothing more is read.
+            guest.hang_up();
             // While the guest is locked: the reader sees the stream end as soon as it is killed, and would tell a reason of its own.
             // And before the senders are dropped: whoever waits reads it then.
             self.ended.set(ended).is_ok()
@@ -227,7 +238,56 @@ pub(super) fn blocking<T>(body: impl FnOnce() -> T) -> T {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::{OpenOptions, Permissions};
+    use std::io::Read as _;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use qtasks_plugin_api::Init;
+
+    use super::super::guest::{Purpose, Start};
+    use super::super::sandbox::Limits;
     use super::*;
+
+    /// A start that says nothing of interest.
+    fn start() -> Start {
+        let limits =
+            Limits { memory_bytes: 0, cpu_seconds: None, descriptors: 0, writable: None, network: true, processes: true };
+        let init = Init {
+            plugin: "any".to_owned(),
+            data_dir: std::path::PathBuf::new(),
+            config: Box::default(),
+            host_version: String::new(),
+        };
+        Start { nonce: String::new(), purpose: Purpose::Serve, manifest: String::new(), init, limits, max_level: 0 }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_process_left_behind_keeps_nothing_open_once_it_has_ended() {
+        let place = tempfile::tempdir().expect("a directory");
+        let fifo = |name| {
+            let path = place.path().join(name);
+            rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).expect("a FIFO");
+            OpenOptions::new().read(true).write(true).open(&path).expect("our own FIFO")
+        };
+        let (mut ready, held) = (fifo("ready"), fifo("held"));
+        // What is left behind has a group of its own, and all three of the process's streams, until the FIFO is let go.
+        let program = place.path().join("guest");
+        let script = "#!/bin/sh\nexec 3<&0\nsetsid sh -c 'echo > \"$0/ready\"; exec cat \"$0/held\"' \"${0%/*}\" &\n";
+        std::fs::write(&program, script).expect("our own file");
+        std::fs::set_permissions(&program, Permissions::from_mode(0o700)).expect("our own file");
+        let guest = Guest::spawn(&program, &start()).expect("a process");
+        let connection = Connection::new(guest, "any").expect("a socket");
+        let alive = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        ready.read_exact(&mut [0]).expect("it is there");
+        assert_eq!(alive(), 3, "one for the socket, one for each of two streams");
+        connection.end("was killed".to_owned()).await;
+        let begun = Instant::now();
+        while alive() > 0 {
+            assert!(begun.elapsed() < Duration::from_secs(60), "the clock stands still for what is waited for here");
+            tokio::time::sleep(LAST_WORDS).await;
+        }
+        drop(held);
+    }
 
     #[tokio::test]
     async fn a_sender_that_is_dropped_leaves_no_half_of_a_frame() {

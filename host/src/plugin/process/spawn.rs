@@ -74,9 +74,14 @@ pub(super) struct Killer {
 impl Killer {
     pub(super) fn kill(&self) {
         self.number.kill();
-        // A process that left the group may hold the other end: whoever reads here waits for nobody any more.
-        let _ = self.socket.shutdown(Shutdown::Both);
+        hang_up(&self.socket);
     }
+}
+
+/// A process that left the group may hold the other end: whoever reads here waits for nobody any more.
+fn hang_up(socket: &UnixStream) {
+    // Closed already is as good.
+    let _ = socket.shutdown(Shutdown::Both);
 }
 
 /// Why a guest did not come up.
@@ -317,6 +322,11 @@ impl Guest {
     /// Kills it with its group, and takes its status so that no zombie stays.
     pub(crate) fn kill(&mut self) {
         self.reap();
+    }
+
+    /// Lets nobody wait for its socket any more.
+    pub(super) fn hang_up(&self) {
+        hang_up(&self.socket);
     }
 
     /// The socket, for a guest that goes on to serve.
