@@ -183,6 +183,9 @@ async fn a_uuid_is_taken_once(brokers: Brokers) {
     let error = backend.add(vec![task("b", 0), first.clone()]).await.expect_err("it is there already");
     assert_eq!(error.kind, BrokerErrorKind::Known(first.task.uuid));
     assert!(error.to_string().contains("expected a new uuid"), "{error}");
+    let twice = task("c", 0);
+    let error = backend.add(vec![twice.clone(), twice.clone()]).await.expect_err("the first of the two is there already");
+    assert_eq!(error.kind, BrokerErrorKind::Known(twice.task.uuid));
     assert_eq!(backend.counts().await.expect("counts").new, 1, "all or none");
 }
 

@@ -220,7 +220,9 @@ impl Broker for MemoryBackend {
                 Err(_) => return Err(BrokerError::new(&self.place, BrokerErrorKind::Closed)),
             }
             let mut state = self.state();
-            if let Some(known) = records.iter().find(|record| state.tasks.contains_key(&record.task.uuid)) {
+            let mut new = BTreeSet::new();
+            let mut is_known = |uuid| state.tasks.contains_key(&uuid) || !new.insert(uuid);
+            if let Some(known) = records.iter().find(|record| is_known(record.task.uuid)) {
                 let known = BrokerErrorKind::Known(known.task.uuid);
                 drop(state);
                 self.room.add_permits(records.len());
@@ -396,16 +398,23 @@ impl Storage for MemoryBackend {
     }
 
     fn requeue(&self, uuid: Uuid) -> Answer<'_, Requeued> {
-        let mut state = self.state();
-        let Some(entry) = state.tasks.get_mut(&uuid) else { return at_once(Requeued::Unknown) };
-        if !entry.record.status.has_ended() {
-            return at_once(Requeued::Underway);
-        }
-        entry.record = entry.record.clone().again();
-        state.place(uuid);
-        drop(state);
-        self.changed.notify_waiters();
-        at_once(Requeued::Done)
+        Box::pin(async move {
+            // Its end gives a place back, as that of any other.
+            let Ok(place) = self.room.acquire().await else {
+                return Err(BrokerError::new(&self.place, BrokerErrorKind::Closed));
+            };
+            let mut state = self.state();
+            let Some(entry) = state.tasks.get_mut(&uuid) else { return Ok(Requeued::Unknown) };
+            if !entry.record.status.has_ended() {
+                return Ok(Requeued::Underway);
+            }
+            entry.record = entry.record.clone().again();
+            state.place(uuid);
+            drop(state);
+            place.forget();
+            self.changed.notify_waiters();
+            Ok(Requeued::Done)
+        })
     }
 
     fn decisions(&self, uuid: Option<Uuid>, limit: usize) -> Answer<'_, Vec<DecisionRecord>> {
@@ -532,6 +541,21 @@ mod tests {
         assert!(take_one(&backend).await.is_none());
         assert_eq!(backend.waiting(), 1);
         assert_eq!(backend.add(vec![record("c", 0)]).await.expect_err("draining").kind, BrokerErrorKind::Closed);
+    }
+
+    #[tokio::test]
+    async fn a_task_that_runs_again_takes_a_place_as_a_new_one_does() {
+        let backend = MemoryBackend::new(MemoryBackend::UNBOUNDED, true);
+        let task = record("a", 0);
+        let uuid = task.task.uuid;
+        backend.add(vec![task]).await.expect("room");
+        for _ in 0..2 {
+            let taken = take_one(&backend).await.expect("a task");
+            assert!(backend.finish(finish(taken, None)).await.expect("ours").is_empty());
+            assert_eq!(backend.requeue(uuid).await, Ok(Requeued::Done));
+            assert_eq!(backend.requeue(uuid).await, Ok(Requeued::Underway));
+        }
+        assert_eq!(backend.room.available_permits(), MemoryBackend::UNBOUNDED - 1);
     }
 
     #[tokio::test]
