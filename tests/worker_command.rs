@@ -1,5 +1,6 @@
 //! `qtasks-host worker` and its clients: `task`, `decisions`, `stats`, `ping`, `flush-all`.
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -141,6 +142,15 @@ fn a_client_that_only_looks_makes_no_file_of_tasks() {
     project.add(&["any"]);
     assert!(path.exists());
     project.client(&["task", "list"]).end().expect_code(0);
+}
+
+#[test]
+fn what_tasks_say_is_nobody_elses_to_read_whoever_makes_the_state_directory() {
+    let place = Place::new();
+    // An umask that takes nothing away.
+    Host::shell(&place, "umask 0; exec \"$0\" task add any").end().expect_code(0);
+    let made = std::fs::metadata(place.path("xdg/qtasks-host")).expect("the state directory");
+    assert_eq!(made.permissions().mode() & 0o777, 0o700);
 }
 
 #[test]

@@ -10,7 +10,8 @@ mod row;
 mod wakeup;
 mod writer;
 
-use std::os::unix::fs::MetadataExt;
+use std::fs::DirBuilder;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -69,7 +70,11 @@ impl SqliteBackend {
     pub fn open(path: &Path, synchronous: Synchronous, settings: &BrokerSettings) -> Result<Self, BrokerError> {
         let place: Arc<str> = settings.url.to_string().into();
         if let Some(directory) = path.parent().filter(|_| settings.make_directory) {
-            std::fs::create_dir_all(directory)
+            // The state directory, which is its owner's alone, whoever makes it.
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(directory)
                 .map_err(|error| BrokerError::with_source(&place, BrokerErrorKind::ReadOnly, error))?;
         }
         let connection = connection::open(path, synchronous, &settings.name, &place)?;
