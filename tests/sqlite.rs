@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use qtasks_host::broker::url::Synchronous;
 use qtasks_host::broker::{
-    Backend, BrokerErrorKind, BrokerSettings, BrokerUrl, Filter, Finish, Record, Requeued, TaskStatus, open,
+    Backend, BrokerErrorKind, BrokerSettings, BrokerUrl, Cancelled, Filter, Finish, Record, Requeued, TaskStatus, open,
 };
 use rusqlite::Connection;
 
@@ -66,6 +66,23 @@ async fn the_tasks_of_a_dead_worker_come_back_once_and_it_finishes_them_no_more(
     // Given back, it has its old place: before the one that was added after it.
     one.give_back(taken).await.expect("an answer");
     assert_eq!(&*take_one(&other).await.record.task.name, "a");
+}
+
+#[tokio::test]
+async fn a_request_to_a_dead_worker_goes_with_it_and_stays_on_the_record() {
+    let place = Place::new();
+    let (dead, one) = (backend(&place).await, backend(&place).await);
+    for worker in [&dead, &one] {
+        worker.attach().await.expect("a worker");
+    }
+    one.add(vec![task("a", 0)]).await.expect("room");
+    let uuid = take_one(&dead).await.lease.uuid;
+    drop(dead);
+    assert_eq!(one.cancel(uuid, "not any more".to_owned()).await, Ok(Cancelled::Asked));
+    let taken = take_over(&one).await;
+    assert_eq!(taken[0].record.cancel_asked.as_deref(), Some("not any more"));
+    let left: i64 = file(&place).query_row("SELECT count(*) FROM cancellation", [], |row| row.get(0)).expect("a number");
+    assert_eq!(left, 0, "nobody reads it any more");
 }
 
 #[tokio::test]

@@ -194,6 +194,8 @@ pub(super) fn take_over(
             continue;
         }
         connection.prepare_cached("DELETE FROM worker WHERE id = ?1")?.execute([other])?;
+        // Nobody reads them any more; the records say the same.
+        connection.prepare_cached("DELETE FROM cancellation WHERE worker = ?1")?.execute([other])?;
         let reason = format!("{max_losses} workers were lost while they had this task");
         let error = json_text(&ErrorBody::new(WORKER_LOST_ERROR, reason.as_str()))?;
         let set_aside = connection
