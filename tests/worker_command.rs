@@ -123,7 +123,8 @@ fn a_client_adds_nothing_to_its_own_memory() {
 fn a_client_that_only_looks_makes_no_file_of_tasks() {
     let project = Project::sqlite(&[]);
     let uuid = "3fa85f64-5717-4562-b3fc-2c963f66afa6";
-    let looks: [&[&str]; 8] = [
+    let looks: [&[&str]; 9] = [
+        &["stats", "inspect", "counts"],
         &["task", "list"],
         &["task", "get", uuid],
         &["task", "cancel", uuid],
@@ -525,6 +526,24 @@ fn flush_all_asks_before_it_removes_everything() {
     assert_eq!(project.json(&["flush-all", "--yes"], 0)["removed"], 1);
     let gone = project.client(&["task", "get", &uuid]).end().expect_code(5);
     assert_says(&gone.stderr, &[&uuid, "check --broker and --name"]);
+}
+
+#[test]
+fn stats_end_though_a_plugin_hangs() {
+    let project = Project::sqlite(&["hangs_in_start"]);
+    let host = project.client(&["stats", "inspect", "app"]).arg("--plugins").arg(project.place.plugins());
+    let ended = host.arg("--state-dir").arg(project.place.state()).set("plugins.hangs-in-start.start_deadline = 0.2").end();
+    assert_says(&ended.expect_code(2).stderr, &["plugin hangs-in-start did not start within 0.2 s"]);
+}
+
+#[test]
+fn stats_name_a_plugin_that_ends_them() {
+    let project = Project::sqlite(&["misbehaves_in_handler"]);
+    let host = project.client(&["stats", "inspect", "app"]).arg("--plugins").arg(project.place.plugins());
+    let host = host.arg("--state-dir").arg(project.place.state());
+    let host = host.set("plugins.misbehaves-in-handler.config.how=answer");
+    let ended = host.set("plugins.misbehaves-in-handler.config.how_at_end=segfault").end();
+    assert_says(&ended.stderr, &["fatal signal 11 inside plugin misbehaves-in-handler"]);
 }
 
 #[test]

@@ -22,12 +22,22 @@ where
     F: Future<Output = anyhow::Result<T>>,
 {
     let settings = flags.settings()?;
+    check_there(&settings)?;
+    work_with(settings, work)
+}
+
+/// Where there is no file of tasks, whoever only looks makes none.
+///
+/// # Errors
+///
+/// [`UsageError`], where there is none.
+pub(crate) fn check_there(settings: &Settings) -> Result<(), UsageError> {
     match settings.broker().url {
         BrokerUrl::Sqlite { path, .. } if matches!(path.try_exists(), Ok(false)) => {
             let said = "there is no such file; expected the one that a worker or `task add` has made: name it with --broker";
-            Err(UsageError(format!("sqlite:{}: {said}", shown(&path))).into())
+            Err(UsageError(format!("sqlite:{}: {said}", shown(&path))))
         }
-        _ => work_with(settings, work),
+        _ => Ok(()),
     }
 }
 

@@ -30,6 +30,7 @@ pub(crate) enum ExitStatus {
     /// record nor give back all that it had, or a new version of a plugin hung while a worker loaded it.
     Failed = 70,
     /// `run` was stopped by SIGTERM or Ctrl-C: what ran was finished, the rest was not begun. Or a second signal stopped `run` or `worker` at once.
+    /// Or `stats inspect` was stopped.
     Interrupted = 130,
 }
 
@@ -49,7 +50,7 @@ Exit codes:
        when it was stopped, what it had comes back when the lease is over;
        or a new version of a plugin hung while it was loaded
   130  `run`: stopped by SIGTERM or Ctrl-C, what ran was finished, the rest was
-       not begun;
+       not begun; `stats inspect`: stopped by them;
        `worker`: stopped at once by a second signal, what ran runs again";
 
 impl From<ExitStatus> for ExitCode {

@@ -20,7 +20,6 @@ use super::output::tell;
 use super::settings_flags::SettingsFlags;
 use super::summary::Summary;
 use super::{log, runtime};
-use qtasks_host::shown;
 
 /// Tasks read ahead of the worker.
 const READ_AHEAD: usize = 1024;
@@ -69,9 +68,7 @@ pub(super) fn run(arguments: &RunArguments) -> anyhow::Result<ExitStatus> {
     let settings = arguments.settings.settings()?;
     let bar = log::progress_bar(!arguments.no_progress);
     log::install(&settings.log, &bar)?;
-    if let Err(error) = qtasks_host::plugin::fatal::name_culprits(&settings.state_dir) {
-        tracing::warn!("a plugin that ends this process will not be named: {}: {error}", shown(&settings.state_dir));
-    }
+    runtime::name_culprits(&settings.state_dir);
     let input = Input::open(&arguments.tasks)?;
     let runtime = runtime::start()?;
     let status = runtime.block_on(run_tasks(App::new(settings), input, &bar));

@@ -57,9 +57,7 @@ pub(super) fn run(arguments: &WorkerArguments) -> anyhow::Result<ExitStatus> {
     let mut settings = arguments.settings.settings()?;
     settings.watch |= arguments.watch;
     log::install(&settings.log, &ProgressBar::hidden())?;
-    if let Err(error) = fatal::name_culprits(&settings.state_dir) {
-        tracing::warn!("a plugin that ends this process will not be named: {}: {error}", shown(&settings.state_dir));
-    }
+    runtime::name_culprits(&settings.state_dir);
     // Longer than the worker itself takes then: it can be that it does not come to its end.
     let grace = settings.drain_deadline.saturating_add(Duration::from_secs(10));
     if let Err(error) = start_watch::end_when_linker_is_held(grace, ExitStatus::Failed as u8) {
