@@ -195,6 +195,9 @@ pub(super) fn run(command: TaskCommand) -> anyhow::Result<ExitStatus> {
                     let filter = Filter { dead_letter: true, ..Filter::latest(usize::MAX) };
                     let dead = queue.store().backend().list(filter).await?;
                     uuids = dead.iter().map(|record| record.task.uuid).collect();
+                    if uuids.is_empty() && !json {
+                        print("no tasks\n")?;
+                    }
                 }
                 requeue(&queue, &uuids, Which::SetAside, json).await
             })
