@@ -487,6 +487,26 @@ fn lists_are_filtered_and_files_of_tasks_are_added() {
 }
 
 #[test]
+fn a_file_of_tasks_some_of_which_are_there_already_is_added_to_its_end() {
+    let server = RedisServer::start();
+    let redis = server.iter().map(|server| Project::at(Place::new(), server.url(), &[]));
+    for project in redis.chain([Project::sqlite(&[])]) {
+        let uuid = |digit: &str| format!("3fa85f64-5717-4562-b3fc-{}", digit.repeat(12));
+        project.add(&["a", "--uuid", &uuid("2")]);
+        let line = |digit: &str| format!("{{\"task\": \"a\", \"uuid\": \"{}\"}}\n", uuid(digit));
+        let lines = [line("1"), line("2"), line("3"), line("3")].concat();
+        let add = || project.client(&["task", "add", "--from", "-"]).with_input(&lines).expect_code(3);
+        let added = add();
+        assert_eq!(added.stdout, format!("{}\n{}\n", uuid("1"), uuid("3")));
+        let refused = |number: u8, digit: &str| format!("standard input:{number}: task {} is there already", uuid(digit));
+        assert_says(&added.stderr, &[&refused(2, "2"), &refused(4, "3")]);
+        let again = add();
+        assert_eq!(again.stdout, "");
+        assert_says(&again.stderr, &[&refused(1, "1"), &refused(2, "2"), &refused(3, "3"), &refused(4, "3")]);
+    }
+}
+
+#[test]
 fn stats_tell_what_a_worker_would_be() {
     let project = Project::sqlite(&["documented_example", "scripted", "no_entry_point"]);
     let inspect = |what: &str| {

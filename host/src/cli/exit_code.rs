@@ -18,7 +18,7 @@ pub(crate) enum ExitStatus {
     TasksFailed = 1,
     /// Wrong arguments or settings; nothing was run. clap uses the same number.
     Usage = 2,
-    /// At least one input line was no task; the others were run.
+    /// At least one input line was no task, or one that is there already; the others were run, or added.
     BadInput = 3,
     /// `plugin list` or `plugin inspect` saw a library that would be refused, or `plugin lock --check` a lock file that would change.
     PluginRefused = 4,
@@ -40,7 +40,8 @@ Exit codes:
     0  everything was done, no task ended in `error`
     1  at least one task ended in `error`
     2  wrong arguments or settings, nothing was run
-    3  at least one input line was no task, the others were run
+    3  at least one input line was no task, or one that is there already; the
+       others were run, or added
     4  `plugin list` or `plugin inspect` saw a library that would be refused,
        or `plugin lock --check` a lock file that would change
     5  no such task at this broker, in this project

@@ -59,7 +59,7 @@ impl Input {
                     Ok(_) => continue,
                     // The run ends: nobody takes tasks any more.
                     Err(error) if error.kind == BrokerErrorKind::Closed => break,
-                    Err(error) => self.at_line(error.kind),
+                    Err(error) => self.at(self.number, error.kind),
                 },
             };
             lines.refused += 1;
@@ -87,14 +87,19 @@ impl Input {
             match parsed {
                 Ok(None) => {}
                 Ok(Some(task)) => return Ok(Some(Ok(task))),
-                Err(reason) => return Ok(Some(Err(self.at_line(reason)))),
+                Err(reason) => return Ok(Some(Err(self.at(self.number, reason)))),
             }
         }
     }
 
-    /// A reason with the place of the line that was read last.
-    fn at_line(&self, reason: impl std::fmt::Display) -> String {
-        format!("{}:{}: {reason}", self.name, self.number)
+    /// The number of the line that was read last.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// A reason with the place of the line of this number.
+    pub(crate) fn at(&self, number: u64, reason: impl std::fmt::Display) -> String {
+        format!("{}:{number}: {reason}", self.name)
     }
 
     fn skip_line(&mut self) -> io::Result<()> {

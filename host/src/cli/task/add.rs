@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use qtasks_host::Task;
-use qtasks_host::broker::{BrokerError, Record, TaskStatus};
+use qtasks_host::broker::{BrokerError, BrokerErrorKind, Record, TaskStatus};
 use qtasks_host::queue_tasks::Waited;
+use qtasks_host::{QueueTasks, Task};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -30,6 +30,9 @@ const ROOM: usize = 8 << 20;
 ///
 /// A task that was added is safe when its uuid is printed. Where the broker goes away before it
 /// answers, the command says on stderr which tasks may have been added all the same.
+///
+/// A line of a file that is no task, or whose uuid is there already, is told on stderr with its
+/// number and the reason, and the others are added; the command exits with 3 then.
 ///
 /// With --wait the command says the uuid on stderr, waits until the task has ended, also while the
 /// broker is away, prints what became of it, and exits with 1 when it ended in `error`.
@@ -158,7 +161,7 @@ fn add_all(arguments: &AddArguments, input: Input) -> anyhow::Result<ExitStatus>
                 && let Some(line) = input.next_task()?
             {
                 match line {
-                    Ok(task) => step.push(record(task, arguments.delay)),
+                    Ok(task) => step.push(record(task, arguments.delay), input.number()),
                     Err(reason) => {
                         refused += 1;
                         tracing::error!("{reason}");
@@ -168,25 +171,52 @@ fn add_all(arguments: &AddArguments, input: Input) -> anyhow::Result<ExitStatus>
             if step.records.is_empty() {
                 break;
             }
-            let uuids: Vec<Uuid> = step.records.iter().map(|record| record.task.uuid).collect();
-            let added = queue.add_tasks(step.records).await.inspect_err(|error| tell_if_open(&uuids, error))?;
-            told(&added, arguments.json)?;
+            match add_together(&queue, &step.records).await {
+                Ok(added) => told(&added, arguments.json)?,
+                // One by one, so that what is there already is refused alone: the same file can be added once more to its end.
+                Err(error) if is_known(&error) => {
+                    for (record, number) in step.records.into_iter().zip(step.numbers) {
+                        match add_together(&queue, &[record]).await {
+                            Ok(added) => told(&added, arguments.json)?,
+                            Err(error) if is_known(&error) => {
+                                refused += 1;
+                                tracing::error!("{}", input.at(number, error.kind));
+                            }
+                            Err(error) => return Err(error.into()),
+                        }
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
         }
         Ok(if refused > 0 { ExitStatus::BadInput } else { ExitStatus::Success })
     })
+}
+
+/// Adds tasks, all or none.
+async fn add_together(queue: &QueueTasks, records: &[Record]) -> Result<Vec<Record>, BrokerError> {
+    let uuids: Vec<Uuid> = records.iter().map(|record| record.task.uuid).collect();
+    queue.add_tasks(records.iter().cloned()).await.inspect_err(|error| tell_if_open(&uuids, error))
+}
+
+fn is_known(error: &BrokerError) -> bool {
+    matches!(error.kind, BrokerErrorKind::Known(_))
 }
 
 /// Tasks that are added together.
 #[derive(Default)]
 struct Step {
     records: Vec<Record>,
+    /// Of their lines.
+    numbers: Vec<u64>,
     bytes: usize,
 }
 
 impl Step {
-    fn push(&mut self, record: Record) {
+    fn push(&mut self, record: Record, number: u64) {
         self.bytes += record.task.args.get().len() + record.task.kwargs.get().len();
         self.records.push(record);
+        self.numbers.push(number);
     }
 
     fn is_full(&self) -> bool {
@@ -228,7 +258,7 @@ mod tests {
         let size = |bytes: usize| {
             let mut step = Step::default();
             while !step.is_full() {
-                step.push(record(task(bytes), None));
+                step.push(record(task(bytes), None), 1);
             }
             step.records.len()
         };
