@@ -525,6 +525,32 @@ fn stats_tell_what_a_worker_would_be() {
 }
 
 #[test]
+fn stats_end_though_a_plugin_hangs() {
+    let project = Project::sqlite(&["hangs_in_start"]);
+    let host = project.client(&["stats", "inspect", "app"]).arg("--plugins").arg(project.place.plugins());
+    let ended = host.arg("--state-dir").arg(project.place.state()).set("plugins.hangs-in-start.start_deadline = 0.2").end();
+    assert_says(&ended.expect_code(2).stderr, &["plugin hangs-in-start did not start within 0.2 s"]);
+}
+
+#[test]
+fn stats_name_a_plugin_that_ends_them() {
+    let project = Project::sqlite(&["misbehaves_in_handler"]);
+    let host = project.client(&["stats", "inspect", "app"]).arg("--plugins").arg(project.place.plugins());
+    let host = host.arg("--state-dir").arg(project.place.state());
+    let host = host.set("plugins.misbehaves-in-handler.config.how=answer");
+    let ended = host.set("plugins.misbehaves-in-handler.config.how_at_end=segfault").end();
+    assert_says(&ended.stderr, &["fatal signal 11 inside plugin misbehaves-in-handler"]);
+}
+
+#[test]
+fn what_a_task_says_is_on_one_line_and_obeyed_by_no_terminal() {
+    let project = Project::sqlite(&[]);
+    let uuid = project.add(&["any", "--args", "[\"\u{9b}31m\",\n1]"]);
+    let ended = project.client(&["task", "get", &uuid]).end().expect_code(0);
+    assert_says(&ended.stdout, &["\nargs      [\"\\u{9b}31m\", 1]\nkwargs "]);
+}
+
+#[test]
 fn ping_asks_for_a_worker_of_this_project() {
     let project = Project::sqlite(&[]);
     project.add(&["a"]);
@@ -548,24 +574,6 @@ fn flush_all_asks_before_it_removes_everything() {
     assert_eq!(project.json(&["flush-all", "--yes"], 0)["removed"], 1);
     let gone = project.client(&["task", "get", &uuid]).end().expect_code(5);
     assert_says(&gone.stderr, &[&uuid, "check --broker and --name"]);
-}
-
-#[test]
-fn stats_end_though_a_plugin_hangs() {
-    let project = Project::sqlite(&["hangs_in_start"]);
-    let host = project.client(&["stats", "inspect", "app"]).arg("--plugins").arg(project.place.plugins());
-    let ended = host.arg("--state-dir").arg(project.place.state()).set("plugins.hangs-in-start.start_deadline = 0.2").end();
-    assert_says(&ended.expect_code(2).stderr, &["plugin hangs-in-start did not start within 0.2 s"]);
-}
-
-#[test]
-fn stats_name_a_plugin_that_ends_them() {
-    let project = Project::sqlite(&["misbehaves_in_handler"]);
-    let host = project.client(&["stats", "inspect", "app"]).arg("--plugins").arg(project.place.plugins());
-    let host = host.arg("--state-dir").arg(project.place.state());
-    let host = host.set("plugins.misbehaves-in-handler.config.how=answer");
-    let ended = host.set("plugins.misbehaves-in-handler.config.how_at_end=segfault").end();
-    assert_says(&ended.stderr, &["fatal signal 11 inside plugin misbehaves-in-handler"]);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::io::{self, Write};
 
 use anyhow::Context;
+use qtasks_host::on_one_line;
 use serde::Serialize;
 
 /// Prints a value as JSON, over several lines.
@@ -38,10 +39,12 @@ pub(crate) fn tell(text: impl Display) {
     let _ = io::stderr().write_all(text.to_string().as_bytes());
 }
 
-/// A table: each column as wide as its widest cell, two spaces between.
+/// A table: each column as wide as its widest cell, two spaces between. A row is one line, and no terminal obeys it, whatever a task,
+/// a plugin or a broker put into it.
 pub(crate) fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let rows: Vec<[String; N]> = rows.iter().map(|row| row.each_ref().map(|cell| on_one_line(cell))).collect();
     let mut widths = [0; N];
-    for row in rows {
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use qtasks_host::broker::Record;
 use qtasks_host::shown;
+use serde_json::value::RawValue;
 
 use crate::cli::output::{print, print_json, table};
 
@@ -20,8 +21,8 @@ fn description(record: &Record) -> String {
     line("task", shown(&*task.name).to_string());
     line("status", record.status.name().to_owned());
     line("priority", task.priority.to_string());
-    line("args", task.args.to_string());
-    line("kwargs", task.kwargs.to_string());
+    line("args", json(&task.args));
+    line("kwargs", json(&task.kwargs));
     line("attempt", task.attempts.map_or(task.attempt.to_string(), |attempts| format!("{} of {attempts}", task.attempt)));
     line("created", ago(task.created_at));
     line("updated", ago(record.updated_at));
@@ -29,11 +30,11 @@ fn description(record: &Record) -> String {
         line("due", ago(due));
     }
     if let Some(returning) = &record.returning {
-        line("returning", returning.to_string());
+        line("returning", json(returning));
     }
     if let Some(error) = &record.error {
         line("error", shown(&error.to_string()).to_string());
-        line("payload", format!("{} {}", error.args, error.kwargs));
+        line("payload", format!("{} {}", json(&error.args), json(&error.kwargs)));
     } else if let Some(traceback) = &record.traceback {
         line("traceback", traceback.lines().last().map(|last| shown(last).to_string()).unwrap_or_default());
     }
@@ -58,7 +59,7 @@ fn description(record: &Record) -> String {
         line("lost workers", record.losses.to_string());
     }
     for (name, value) in &record.extras {
-        line(&shown(name).to_string(), value.to_string());
+        line(&shown(name).to_string(), json(value));
     }
     for attempt in &record.history {
         line(&format!("attempt {}", attempt.attempt), format!("{}, {}", shown(&attempt.error.to_string()), ago(attempt.at)));
@@ -69,6 +70,11 @@ fn description(record: &Record) -> String {
         }
     }
     table(&lines)
+}
+
+/// JSON as it is kept, on one line: its own line ends stand only between members.
+fn json(value: &RawValue) -> String {
+    value.get().replace(['\n', '\r'], " ")
 }
 
 /// One line a record.
