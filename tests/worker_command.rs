@@ -383,6 +383,22 @@ fn a_worker_that_can_neither_record_nor_give_back_exits_with_70_and_its_tasks_ru
 }
 
 #[test]
+fn a_worker_says_when_its_server_is_back() {
+    let Some(mut server) = RedisServer::durable() else { return };
+    let project = Project::at(Place::new(), server.url(), &[]);
+    let mut worker = project.start(&[r#"tasks.a.command = ["echo", "7"]"#]);
+    // Who has run a task is there.
+    project.wait(&project.add(&["a"]));
+    server.kill();
+    worker.read_until("the worker's beat could not be written, trying again");
+    server.restart();
+    worker.read_until("the worker's beat is written again");
+    let uuid = project.add(&["a"]);
+    assert_eq!(project.wait(&uuid)["returning"], 7);
+    assert!(worker.stop().0.success());
+}
+
+#[test]
 fn a_second_signal_stops_at_once_and_the_task_comes_back() {
     let project = Project::sqlite(&[]);
     let go_on = project.place.fifo("go_on");

@@ -71,7 +71,11 @@ impl Beat {
                     next_beat = now + thread.every;
                 }
                 match thread.once(beat_is_due) {
-                    Ok(()) => told = false,
+                    Ok(()) => {
+                        if std::mem::take(&mut told) {
+                            tracing::info!("{}: the worker's beat is written again", thread.place);
+                        }
+                    }
                     Err(error) => {
                         thread.connection = None;
                         // Not another beat: the same one, as soon as it can be.
