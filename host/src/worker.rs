@@ -187,6 +187,8 @@ async fn work(
             taking = Some(Box::pin(store.take(room, info)));
         }
         tokio::select! {
+            // In this order: what a request to cancel is about was taken before it.
+            biased;
             () = &mut stopped => break,
             Some(taken) = async { Some(taking.as_mut()?.await) }, if taking.is_some() => {
                 taking = None;
@@ -211,8 +213,8 @@ async fn work(
                     }
                 }
             }
-            () = lanes.ended(), if lanes.running() > 0 => lanes.start_waiting(),
             Some(cancellation) = cancellations.recv() => lanes.cancel(cancellation),
+            () = lanes.ended(), if lanes.running() > 0 => lanes.start_waiting(),
         }
     }
     drop(taking);
