@@ -7,7 +7,7 @@ use qtasks_plugin_api::{Export, TaskContext, TaskError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::broker::{Backend, BrokerError, BrokerSettings, Store};
+use crate::broker::{Backend, BrokerError, BrokerSettings, BrokerUrl, Store};
 use crate::nearest::nearest;
 use crate::plugin::registry::stop;
 use crate::plugin::start_watch::{Late, Unfinished};
@@ -246,8 +246,13 @@ impl App {
     /// [`StartError`].
     pub async fn start(mut self) -> Result<Running, StartError> {
         // A library may change the working directory when it is loaded; what comes after it must be found all the same.
-        let Settings { state_dir, guest_program, plugin_dir, lock_file, .. } = &mut self.settings;
-        for path in [Some(state_dir), guest_program.as_mut(), plugin_dir.as_mut(), lock_file.as_mut()].into_iter().flatten() {
+        let Settings { state_dir, guest_program, plugin_dir, lock_file, broker, .. } = &mut self.settings;
+        let file_of_tasks = match broker {
+            Some(BrokerUrl::Sqlite { path, .. }) => Some(path),
+            _ => None,
+        };
+        let paths = [Some(state_dir), guest_program.as_mut(), plugin_dir.as_mut(), lock_file.as_mut(), file_of_tasks];
+        for path in paths.into_iter().flatten() {
             *path = std::path::absolute(&*path).unwrap_or_else(|_| std::mem::take(path));
         }
         let mut policy = self.settings.load_policy();

@@ -1,6 +1,7 @@
 //! What a library does while it is loaded: the first load of unknown bytes is in a guest process.
 
 use super::{Held, RAISE, answered, beside_good_ones, quarantine, refused, run};
+use crate::support::worker::Project;
 use crate::support::{Host, assert_says};
 
 faults! {
@@ -33,7 +34,7 @@ faults! {
     constructor_lowers_limits: "a constructor lowers a limit" => "quarantined as `side-effect`; runs where the settings admit it, or in a process of its own";
     constructor_changes_priority_and_personality: "a constructor changes priority and personality" => "quarantined as `side-effect`; runs where the settings admit it, or in a process of its own";
     constructor_prints_a_line: "a constructor prints what looks like a result" => "quarantined as `side-effect`; runs where the settings admit it, or in a process of its own; where it is admitted, it is on standard output";
-    directory_changed_under_relative_paths: "a constructor changes directory, and the host's directories are relative" => "the libraries after it are found all the same";
+    directory_changed_under_relative_paths: "a constructor changes directory, and the host's directories and its file of tasks are relative" => "the libraries after it are found all the same, and so are the tasks";
     the_host_dies_while_it_probes: "the host is killed while it probes" => "the guest ends with it; the next start quarantines the library as `unfinished`";
 }
 
@@ -218,6 +219,12 @@ fn directory_changed_under_relative_paths() {
         let ended = answered(host().with_input(RAISE));
         assert!(!ended.stderr.contains("plugin refused"), "{}", ended.stderr);
     }
+    // A worker's file of tasks is where its clients find it.
+    let project = Project::at(place, "sqlite:tasks.db".to_owned(), &[]);
+    let worker = project.start(&["plugins.constructor-changes-directory-and-umask.side_effects=admit"]);
+    let record = project.wait(&project.add(&["raise", "--kwargs", r#"{"message": "sea is frozen"}"#]));
+    assert_eq!(record["returning"], 123);
+    assert!(worker.stop().0.success());
 }
 
 /// With landlock of ABI 6 or later; an older kernel lets the signal through, and the next start finds the library `unfinished`.
