@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::artifacts::library;
+use crate::support::versioned::renamed;
 use crate::support::{Host, Place, assert_says};
 
 fn list(place: &Place) -> Host {
@@ -51,14 +51,7 @@ fn list_says_why_a_library_would_be_refused_and_shows_the_others() {
 fn list_says_whose_task_a_library_would_take() {
     let place = Place::new();
     place.copy("versioned_1");
-    // Another file and another name, and the tasks of version 1.
-    let mut bytes = std::fs::read(library("versioned_2")).expect("a library");
-    let (found, renamed) = (br#""name":"versioned""#, br#""name":"a-version""#);
-    let places: Vec<usize> = (0..bytes.len() - found.len()).filter(|at| bytes[*at..].starts_with(found)).collect();
-    for at in places {
-        bytes[at..at + found.len()].copy_from_slice(renamed);
-    }
-    place.write("plugins/libversioned_2.so", bytes);
+    place.write("plugins/libversioned_2.so", renamed("versioned_2"));
     place.copy("scripted");
     let ended = list(&place).set("tasks.echo.command=['true']").end().expect_code(4);
     let said = [

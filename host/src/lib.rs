@@ -28,6 +28,7 @@
 
 mod nearest;
 mod plain_words;
+mod private_dir;
 mod shown;
 
 pub mod app;

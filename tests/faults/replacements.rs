@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::quarantine;
 use crate::support::app::Started;
 use crate::support::artifacts::library;
-use crate::support::versioned::{FILE, GoOn, app, put, stops};
+use crate::support::versioned::{FILE, GoOn, app, put, renamed, stops};
 use crate::support::worker::{Project, Worker};
 use crate::support::{TestApp, assert_says, returning};
 
@@ -294,16 +294,6 @@ fn not_taken_over_and_hangs_in_its_stop() {
 fn task_of_another_plugin() {
     on_threads(async {
         let app = TestApp::with(&["scripted"]).set("plugins.scripted.config.record = false");
-        // Another file and another name, and the tasks of version 1.
-        let renamed = |version: &str| {
-            let mut bytes = fs::read(library(version)).expect("a library");
-            let name = br#""name":"versioned""#;
-            let places: Vec<usize> = (0..bytes.len() - name.len()).filter(|at| bytes[*at..].starts_with(name)).collect();
-            for place in places {
-                bytes[place..place + name.len()].copy_from_slice(br#""name":"a-version""#);
-            }
-            bytes
-        };
         put(&app.place, "versioned_1");
         let app = app.start().await;
         fs::write(app.place.plugins().join("liba.so"), renamed("versioned_2")).expect("our own directory");

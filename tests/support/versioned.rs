@@ -21,6 +21,17 @@ pub(crate) fn put(place: &Place, name: &str) {
     std::fs::rename(place.plugins().join(".new"), place.plugins().join(FILE)).expect("our own directory");
 }
 
+/// The library of a version under another plugin's name: the same tasks.
+pub(crate) fn renamed(version: &str) -> Vec<u8> {
+    let mut bytes = std::fs::read(library(version)).expect("a library");
+    let (found, renamed) = (br#""name":"versioned""#, br#""name":"a-version""#);
+    let places: Vec<usize> = (0..bytes.len() - found.len()).filter(|at| bytes[*at..].starts_with(found)).collect();
+    for at in places {
+        bytes[at..at + found.len()].copy_from_slice(renamed);
+    }
+    bytes
+}
+
 /// An application that will run version 1, beside `scripted`.
 pub(crate) fn app(isolation: &str) -> TestApp {
     let app = TestApp::with(&["scripted"]);

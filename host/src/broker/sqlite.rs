@@ -10,8 +10,7 @@ mod row;
 mod wakeup;
 mod writer;
 
-use std::fs::DirBuilder;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -30,6 +29,7 @@ use super::settings::BrokerSettings;
 use super::url::Synchronous;
 use super::watched::{Watched, Written};
 use super::{Answer, Broker, Cancellation, Cancelled, Counts, Filter, Finish, Lease, Requeued, Storage, Taken};
+use crate::private_dir;
 use crate::task::BoxFuture;
 
 /// A worker that spoke in this time is there.
@@ -70,12 +70,7 @@ impl SqliteBackend {
     pub fn open(path: &Path, synchronous: Synchronous, settings: &BrokerSettings) -> Result<Self, BrokerError> {
         let place: Arc<str> = settings.url.to_string().into();
         if let Some(directory) = path.parent().filter(|_| settings.make_directory) {
-            // The state directory, which is its owner's alone, whoever makes it.
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(directory)
-                .map_err(|error| BrokerError::with_source(&place, BrokerErrorKind::ReadOnly, error))?;
+            private_dir::make(directory).map_err(|error| BrokerError::with_source(&place, BrokerErrorKind::ReadOnly, error))?;
         }
         let connection = connection::open(path, synchronous, &settings.name, &place)?;
         let reader = connection::connect(path, synchronous).map_err(|error| error_of(&place, error))?;

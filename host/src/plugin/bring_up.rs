@@ -26,6 +26,7 @@ use super::start_watch::Step;
 use super::verdicts::{Subject, Verdicts};
 use crate::nearest::nearest_in;
 use crate::plain_words::in_plain_words;
+use crate::private_dir;
 
 impl Loader<'_> {
     /// The stages after the bytes were found good: opens the library, compares manifests, creates, starts; here or in a process of
@@ -76,7 +77,7 @@ impl Loader<'_> {
         let Inspected { bytes, manifest: ManifestText { text, manifest }, .. } = inspected;
         let init = self.init(&manifest, settings)?;
         // The one place it may write to; made here, since the sandbox can name only what exists.
-        let prepared = std::fs::create_dir_all(&init.data_dir);
+        let prepared = private_dir::make(&init.data_dir);
         let config = init.config.clone();
         let failed = |source| isolated_error(&manifest, &config, source);
         prepared.map_err(|error| failed(GuestError::Host(error)))?;

@@ -3,16 +3,17 @@
 //! Everything here runs in a dying process: only `write(2)` on descriptors opened before, on texts made before.
 #![expect(unsafe_code, reason = "signal handlers and atexit have no safe form")]
 
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::IntoRawFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Once, OnceLock};
 
 use super::culprit::{self, Culprit};
+use crate::private_dir;
 use crate::shown::shown;
 
 const SIGNALS: [libc::c_int; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT];
@@ -35,7 +36,7 @@ static BEFORE: [OnceLock<libc::sigaction>; SIGNALS.len()] = [const { OnceLock::n
 /// When the file of records in `state_dir` cannot be opened; nothing is installed then.
 pub fn name_culprits(state_dir: &Path) -> io::Result<()> {
     static INSTALLED: Once = Once::new();
-    DirBuilder::new().recursive(true).mode(0o700).create(state_dir)?;
+    private_dir::make(state_dir)?;
     let file =
         OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(culprit::SAFELY).open(culprit::file(state_dir))?;
     if !file.metadata()?.is_file() {

@@ -10,7 +10,7 @@ mod tests;
 
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use self::process_mark::ProcessMark;
 use super::bytes::Digest;
+use crate::private_dir;
 use crate::shown::{path_as_text, shown};
 use qtasks_plugin_api::abi::{ABI_MAJOR, ABI_MINOR};
 
@@ -343,7 +344,7 @@ impl Verdicts {
     fn write(&self, entry: Entry) -> Result<(), VerdictError> {
         let path = self.file(&entry.subject.digest);
         let failed = |source| VerdictError::Write { path: path.clone(), source };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.directory).map_err(failed)?;
+        private_dir::make(&self.directory).map_err(failed)?;
         let json = serde_json::to_vec(&entry).map_err(|error| failed(error.into()))?;
         // Processes of several containers may have the same number. No random number: a thread's first one waits for the dynamic
         // linker, which the library that is to be quarantined may hold.
