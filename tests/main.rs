@@ -6,6 +6,7 @@ mod abi;
 mod app;
 mod brokers;
 mod chaining;
+mod client_commands;
 mod commands;
 mod crash;
 mod discovery;

@@ -1,0 +1,369 @@
+//! The clients of a worker: `qtasks-host task`, `decisions`, `stats`, `ping`, `flush-all`.
+
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::support::redis::RedisServer;
+use crate::support::worker::{Project, Worker};
+use crate::support::{Host, Place, assert_says};
+
+/// What a test waits for must come within this time, on the slowest machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// A command that waits until the test lets it go.
+const WAITS: &str = r#"tasks.waits.command = ["sh", "-c", "read line < go_on; echo 7"]"#;
+
+#[test]
+fn waiting_for_a_task_tells_its_end_by_the_exit_code() {
+    let project = Project::sqlite(&["scripted"]);
+    let worker = project.start(&[r#"tasks.fails.command = ["sh", "-c", "echo no luck >&2; exit 3"]"#]);
+    let add = |words: &[&str]| project.client(&[&["task", "add", "--wait", "--json"], words].concat()).end();
+    let record = add(&["echo", "--args", "[1]"]).expect_code(0).json();
+    assert_eq!(record["returning"], json!({"args": [1], "kwargs": {}}));
+    let record = add(&["fails"]).expect_code(1).json();
+    assert_eq!((&record["status"], &record["error"]["kwargs"]["exit_status"]), (&json!("error"), &json!(3)));
+    let record = add(&["ecko"]).expect_code(1).json();
+    assert_says(
+        record["error"]["message"].as_str().expect("a text"),
+        &["nobody provides a task \"ecko\"", "did you mean `echo`?"],
+    );
+    let record = add(&["cancel_me"]).expect_code(0).json();
+    assert_eq!((&record["status"], &record["cancel_reason"]), (&json!("cancel"), &json!("no longer wanted")));
+    drop(worker);
+    let ended = add(&["echo", "--timeout", "0"]).expect_code(6);
+    assert_says(&ended.stderr, &["has not ended in time", "qtasks-host ping"]);
+    assert_eq!(ended.json()["status"], "new");
+}
+
+#[test]
+fn whoever_waits_for_a_task_waits_on_while_the_server_is_away() {
+    let Some(mut server) = RedisServer::durable() else { return };
+    let project = Project::at(Place::new(), server.url(), &[]);
+    let go_on = project.place.fifo("go_on");
+    let worker = project.start(&[WAITS]);
+    let mut monitor = server.monitor();
+    // Whoever listens for ends of tasks waits.
+    let listens = "\"SUBSCRIBE\" \"qtasks-host:QueueTasks:changed\"";
+    let mut adds = Worker::begin(project.client(&["task", "add", "waits", "--wait"]));
+    let added = adds.read_until("the task was added: ");
+    monitor.read_until(listens);
+    let uuid = added.split_whitespace().next_back().expect("its uuid");
+    let writer = std::fs::OpenOptions::new().write(true).open(&go_on).expect("the command reads");
+    let mut gets = Worker::begin(project.client(&["task", "get", uuid, "--wait"]));
+    monitor.read_until(listens);
+    server.kill();
+    for client in [&mut adds, &mut gets] {
+        assert_says(&client.read_until("trying again"), &["cannot be reached"]);
+    }
+    server.restart();
+    std::io::Write::write_all(&mut &writer, b"go\n").expect("the command reads");
+    for client in [adds, gets] {
+        let (status, said) = client.end();
+        assert!(status.success(), "{said}");
+        assert_eq!(said.matches("trying again").count(), 1, "{said}");
+    }
+    assert_eq!(project.json(&["task", "get", uuid], 0)["returning"], 7);
+    assert!(worker.stop().0.success());
+}
+
+#[test]
+fn a_server_that_stays_away_until_the_timeout_is_told_with_the_uuid() {
+    let Some(mut server) = RedisServer::start() else { return };
+    let project = Project::at(Place::new(), server.url(), &[]);
+    let mut client = Worker::begin(project.client(&["task", "add", "waits", "--wait", "--timeout", "1"]));
+    client.read_until("the task was added: ");
+    server.kill();
+    let (status, said) = client.end();
+    assert_eq!(status.code(), Some(70), "{said}");
+    assert_says(&said, &["trying again", "qtasks-host: redis://127.0.0.1", "cannot be reached"]);
+}
+
+#[test]
+fn a_client_adds_nothing_to_its_own_memory() {
+    let place = Place::new();
+    let ended = Host::new(&place).args(["task", "add", "echo", "--broker", "memory:"]).end().expect_code(2);
+    assert_says(&ended.stderr, &["the memory of this command alone", "expected sqlite:PATH"]);
+}
+
+#[test]
+fn a_client_that_only_looks_makes_no_file_of_tasks() {
+    let project = Project::sqlite(&[]);
+    let uuid = "3fa85f64-5717-4562-b3fc-2c963f66afa6";
+    let looks: [&[&str]; 9] = [
+        &["stats", "inspect", "counts"],
+        &["task", "list"],
+        &["task", "get", uuid],
+        &["task", "cancel", uuid],
+        &["task", "retry", uuid],
+        &["task", "dead-letter", "list"],
+        &["decisions", "list"],
+        &["ping"],
+        &["flush-all", "--yes"],
+    ];
+    let path = project.place.path("tasks.db");
+    for words in looks {
+        let ended = project.client(words).end().expect_code(2);
+        assert_says(&ended.stderr, &["tasks.db: there is no such file", "`task add`"]);
+        assert!(!path.exists(), "{words:?}");
+    }
+    project.add(&["any"]);
+    assert!(path.exists());
+    project.client(&["task", "list"]).end().expect_code(0);
+}
+
+#[test]
+fn what_tasks_say_is_nobody_elses_to_read_whoever_makes_the_state_directory() {
+    let place = Place::new();
+    // An umask that takes nothing away.
+    Host::shell(&place, "umask 0; exec \"$0\" task add any").end().expect_code(0);
+    let made = std::fs::metadata(place.path("xdg/qtasks-host")).expect("the state directory");
+    assert_eq!(made.permissions().mode() & 0o777, 0o700);
+}
+
+#[test]
+fn a_long_file_of_tasks_is_added_over_each_broker() {
+    let server = RedisServer::start();
+    let redis = server.iter().map(|server| Project::at(Place::new(), server.url(), &[]));
+    for project in redis.chain([Project::sqlite(&[])]) {
+        let file = project.place.write("tasks.jsonl", "{\"task\": \"echo\"}\n".repeat(1100));
+        let file = file.to_str().expect("a plain path");
+        let added = project.client(&["task", "add", "--from", file]).end().expect_code(0).stdout;
+        assert_eq!(added.lines().count(), 1100, "{}", project.url);
+        let waiting = project.client(&["task", "list", "--status", "new", "--limit", "2000", "--json"]).end().results();
+        assert_eq!(waiting.len(), 1100, "{}", project.url);
+    }
+}
+
+#[test]
+fn long_lines_of_a_file_are_added_as_they_come_and_not_all_at_once() {
+    let project = Project::sqlite(&[]);
+    let mut client = project.client(&["task", "add", "--from", "-"]).spawn();
+    let mut stdin = client.stdin.take().expect("a pipe");
+    let long = format!("{{\"task\": \"echo\", \"args\": [\"{}\"]}}\n", "x".repeat(3 << 20));
+    // Three are more than 8 MiB.
+    std::io::Write::write_all(&mut stdin, long.repeat(3).as_bytes()).expect("the client reads");
+    let begun = Instant::now();
+    while project.json(&["stats", "inspect", "counts"], 0)["new"] != 3 {
+        assert!(begun.elapsed() < PATIENCE, "they wait for more");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::io::Write::write_all(&mut stdin, long.as_bytes()).expect("the client reads");
+    drop(stdin);
+    let ended = client.wait_with_output().expect("it ends");
+    assert!(ended.status.success(), "{ended:?}");
+    assert_eq!(String::from_utf8_lossy(&ended.stdout).lines().count(), 4);
+}
+
+#[test]
+fn tasks_that_may_have_been_added_are_named_when_no_answer_comes() {
+    let Some(server) = RedisServer::start() else { return };
+    let project = Project::at(Place::new(), server.url(), &[]);
+    let uuids: Vec<String> = (1..=7).map(|number| format!("0b6aecd7-8c0a-4b33-8a4c-0f3ba6a9a3a{number}")).collect();
+    let lines: String = uuids.iter().map(|uuid| format!("{{\"task\": \"echo\", \"uuid\": \"{uuid}\"}}\n")).collect();
+    let file = project.place.write("tasks.jsonl", lines);
+    let adds: [&[&str]; 2] = [&["--from", file.to_str().expect("a plain path")], &["echo", "--uuid", &uuids[0]]];
+    // It takes what is to be written, and does not answer.
+    server.command::<()>(&["CLIENT", "PAUSE", "600000", "WRITE"]);
+    for (add, more) in adds.into_iter().zip([" and 2 more", "a1\n"]) {
+        let client = Worker::begin(project.client(&[&["task", "add"], add].concat()));
+        let begun = Instant::now();
+        while !server.command::<String>(&["CLIENT", "LIST"]).contains("cmd=evalsha") {
+            assert!(begun.elapsed() < PATIENCE, "the client sends its tasks");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        server.command::<u64>(&["CLIENT", "KILL", "TYPE", "normal"]);
+        let (status, said) = client.end();
+        assert_eq!(status.code(), Some(70), "{said}");
+        assert_says(&said, &["may have been added all the same", &uuids[0], more, "cannot be reached"]);
+        assert!(!said.contains(&uuids[5]), "{said}");
+    }
+}
+
+#[test]
+fn what_a_plugin_set_aside_is_listed_and_requeued() {
+    let project = Project::sqlite(&["scripted"]);
+    let set_aside = "plugins.scripted.config.directive = { directive = 'dead_letter', reason = 'look at me' }";
+    let worker = project.start(&[set_aside]);
+    let (dead, good) = (project.add(&["raise"]), project.add(&["echo"]));
+    assert_eq!(project.wait(&dead)["dead_letter"], "look at me");
+    project.wait(&good);
+    let list = project.client(&["task", "dead-letter", "list", "--json"]).end().expect_code(0).results();
+    assert_eq!(list.iter().map(|record| &record["uuid"]).collect::<Vec<_>>(), [&json!(dead)]);
+    assert_says(&project.client(&["task", "dead-letter", "list"]).end().stdout, &[&dead, "look at me"]);
+    let refused = project.client(&["task", "dead-letter", "requeue", &good]).end().expect_code(6);
+    assert_says(&refused.stdout, &[&format!("{good} was not set aside; `task retry` runs any ended task again")]);
+    assert_eq!(project.json(&["task", "dead-letter", "requeue", &good], 6)["requeue"], "not_set_aside");
+    assert_eq!(project.status(&good), "success");
+    assert!(worker.stop().0.success());
+    let requeued = project.client(&["task", "dead-letter", "requeue", "--all"]).end().expect_code(0);
+    assert_says(&requeued.stdout, &[&format!("{dead} waits again")]);
+    for words in [&["task", "dead-letter", "list"][..], &["task", "dead-letter", "requeue", "--all"]] {
+        assert_eq!(project.client(words).end().expect_code(0).stdout, "no tasks\n");
+    }
+    let worker = project.start(&["plugins.scripted.config.answers.task_executor_run_task_trigger_error = '5'"]);
+    assert_eq!(project.wait(&dead)["returning"], 5);
+    assert!(worker.stop().0.success());
+}
+
+#[test]
+fn lists_are_filtered_and_files_of_tasks_are_added() {
+    let project = Project::sqlite(&[]);
+    let lines = "{\"task\": \"a\", \"priority\": 3}\n\nnonsense\n{\"task\": \"b\", \"args\": [1]}\n";
+    let added = project.client(&["task", "add", "--from", "-"]).with_input(lines).expect_code(3);
+    assert_eq!(added.stdout.lines().count(), 2);
+    assert_says(&added.stderr, &["standard input:3: not a task"]);
+    project.add(&["a", "--delay", "3600", "--priority", "-2", "--attempts", "3", "--max-time", "1.5"]);
+    let names = |words: &[&str]| -> Vec<String> {
+        let list = project.client(&[&["task", "list", "--json"], words].concat()).end().expect_code(0).results();
+        list.iter().map(|record| record["task_name"].as_str().expect("a name").to_owned()).collect()
+    };
+    assert_eq!(names(&[]), ["a", "b", "a"]);
+    assert_eq!(names(&["--task", "b"]), ["b"]);
+    assert_eq!(names(&["--limit", "1"]), ["a"]);
+    assert!(names(&["--status", "success"]).is_empty());
+    let latest = project.client(&["task", "list", "--json", "--limit", "1"]).end().result();
+    assert_eq!((&latest["priority"], &latest["attempts"], &latest["max_time"]), (&json!(-2), &json!(3), &json!(1.5)));
+    assert!(latest["due"].as_f64() > latest["created_at"].as_f64());
+    let counts = project.client(&["stats", "inspect", "counts", "json"]).end().expect_code(0).json();
+    assert_eq!((&counts["new"], &counts["delayed"]), (&json!(3), &json!(1)));
+}
+
+#[test]
+fn a_file_of_tasks_some_of_which_are_there_already_is_added_to_its_end() {
+    let server = RedisServer::start();
+    let redis = server.iter().map(|server| Project::at(Place::new(), server.url(), &[]));
+    for project in redis.chain([Project::sqlite(&[])]) {
+        let uuid = |digit: &str| format!("3fa85f64-5717-4562-b3fc-{}", digit.repeat(12));
+        project.add(&["a", "--uuid", &uuid("2")]);
+        let line = |digit: &str| format!("{{\"task\": \"a\", \"uuid\": \"{}\"}}\n", uuid(digit));
+        let lines = [line("1"), line("2"), line("3"), line("3")].concat();
+        let add = || project.client(&["task", "add", "--from", "-"]).with_input(&lines).expect_code(3);
+        let added = add();
+        assert_eq!(added.stdout, format!("{}\n{}\n", uuid("1"), uuid("3")));
+        let refused = |number: u8, digit: &str| format!("standard input:{number}: task {} is there already", uuid(digit));
+        assert_says(&added.stderr, &[&refused(2, "2"), &refused(4, "3")]);
+        let again = add();
+        assert_eq!(again.stdout, "");
+        assert_says(&again.stderr, &[&refused(1, "1"), &refused(2, "2"), &refused(3, "3"), &refused(4, "3")]);
+    }
+}
+
+#[test]
+fn stats_tell_what_a_worker_would_be() {
+    let project = Project::sqlite(&["documented_example", "scripted", "no_entry_point"]);
+    let inspect = |what: &str| {
+        let host = project.client(&["stats", "inspect", what, "--json"]).arg("--plugins").arg(project.place.plugins());
+        host.arg("--state-dir").arg(project.place.state()).set("tasks.echo.attempts = 4").end().expect_code(0).json()
+    };
+    let app = inspect("app");
+    assert_eq!((&app["project"], &app["broker"]["url"]), (&json!("QueueTasks"), &json!(project.url)));
+    let states: Vec<(&Value, &Value)> =
+        app["plugins"].as_array().expect("a list").iter().map(|plugin| (&plugin["plugin"], &plugin["state"])).collect();
+    assert!(states.contains(&(&json!("documented-example"), &json!("running"))), "{app}");
+    assert!(states.iter().any(|(_, state)| **state == "refused"), "{app}");
+    let tasks = inspect("tasks");
+    let echo = tasks.as_array().expect("a list").iter().find(|task| task["name"] == "echo").expect("a task of the plugin");
+    assert_eq!((&echo["provided_by"], &echo["attempts"]), (&json!("scripted"), &json!(4)));
+}
+
+#[test]
+fn stats_end_though_a_plugin_hangs() {
+    let project = Project::sqlite(&["hangs_in_start"]);
+    let host = project.client(&["stats", "inspect", "app"]).arg("--plugins").arg(project.place.plugins());
+    let ended = host.arg("--state-dir").arg(project.place.state()).set("plugins.hangs-in-start.start_deadline = 0.2").end();
+    assert_says(&ended.expect_code(2).stderr, &["plugin hangs-in-start did not start within 0.2 s"]);
+}
+
+#[test]
+fn stats_name_a_plugin_that_ends_them() {
+    let project = Project::sqlite(&["misbehaves_in_handler"]);
+    let host = project.client(&["stats", "inspect", "app"]).arg("--plugins").arg(project.place.plugins());
+    let host = host.arg("--state-dir").arg(project.place.state());
+    let host = host.set("plugins.misbehaves-in-handler.config.how=answer");
+    let ended = host.set("plugins.misbehaves-in-handler.config.how_at_end=segfault").end();
+    assert_says(&ended.stderr, &["fatal signal 11 inside plugin misbehaves-in-handler"]);
+}
+
+#[test]
+fn what_a_task_says_is_on_one_line_and_obeyed_by_no_terminal() {
+    let project = Project::sqlite(&[]);
+    let uuid = project.add(&["any", "--args", "[\"\u{9b}31m\",\n1]"]);
+    let ended = project.client(&["task", "get", &uuid]).end().expect_code(0);
+    assert_says(&ended.stdout, &["\nargs      [\"\\u{9b}31m\", 1]\nkwargs "]);
+}
+
+#[test]
+fn ping_asks_for_a_worker_of_this_project() {
+    let project = Project::sqlite(&[]);
+    project.add(&["a"]);
+    assert_eq!(project.json(&["ping"], 6)["running"], false);
+    let worker = project.start(&[r#"tasks.a.command = ["true"]"#]);
+    // Who has run a task is there.
+    project.wait(&project.add(&["a"]));
+    assert_eq!(project.json(&["ping"], 0)["running"], true);
+    assert!(worker.stop().0.success());
+    let ended = project.client(&["ping"]).end().expect_code(6);
+    assert_says(&ended.stdout, &["no worker of QueueTasks is at sqlite:"]);
+}
+
+#[test]
+fn flush_all_asks_before_it_removes_everything() {
+    let project = Project::sqlite(&[]);
+    let uuid = project.add(&["a"]);
+    let ended = project.client(&["flush-all"]).with_input("QueueTasks\n").expect_code(2);
+    assert_says(&ended.stderr, &["removes every task, result and decision", "say --yes"]);
+    assert_eq!(project.status(&uuid), "new");
+    assert_eq!(project.json(&["flush-all", "--yes"], 0)["removed"], 1);
+    let gone = project.client(&["task", "get", &uuid]).end().expect_code(5);
+    assert_says(&gone.stderr, &[&uuid, "check --broker and --name"]);
+}
+
+#[test]
+fn a_broker_that_is_none_is_told_with_what_was_expected() {
+    let place = Place::new();
+    let ping = |url: &str| Host::new(&place).args(["ping", "--broker", url]).end();
+    assert_says(&ping("tasks.db").expect_code(2).stderr, &["--broker", "\"tasks.db\" is no broker", "expected sqlite:PATH"]);
+    let password = ping("rediss://me:geheim@localhost").expect_code(2).stderr;
+    assert!(!password.contains("geheim"), "{password}");
+    let missing = ["task", "add", "a", "--broker", "sqlite:no/such/directory/tasks.db"];
+    let missing = Host::new(&place).args(missing).end().expect_code(70).stderr;
+    assert_says(&missing, &["sqlite:no/such/directory/tasks.db: cannot be written", "unable to open database file"]);
+    place.write("garbage.db", "this is no database at all, but it is long enough to be one, or so it may seem to a hasty reader");
+    let damaged = ping("sqlite:garbage.db").expect_code(70).stderr;
+    assert_says(&damaged, &["is damaged or something else than a task database", "file is not a database"]);
+    let made = Host::new(&place).args(["task", "add", "a", "--broker", "sqlite:a.db", "--name", "one"]);
+    made.end().expect_code(0);
+    let other = Host::new(&place).args(["ping", "--broker", "sqlite:a.db", "--name", "two"]).end().expect_code(2).stderr;
+    assert_says(&other, &["holds the tasks of project \"one\"", "and this is \"two\""]);
+    let name = Host::new(&place).args(["ping", "--name", "a:b"]).end().expect_code(2).stderr;
+    assert_says(&name, &["name is \"a:b\"", "no `:`"]);
+}
+
+#[test]
+fn a_task_that_is_none_is_told_before_anything_is_added() {
+    let project = Project::sqlite(&[]);
+    for (words, said) in [
+        (&["a:b"] as &[&str], "\"a:b\" is not a task name"),
+        (&["a", "--args", "{}"], "args is {}; expected a JSON list"),
+        (&["a", "--kwargs", "[}"], "--kwargs is \"[}\", which is no JSON"),
+        (&["a", "--uuid", "0b6aecd7-8c0a-7b33-8a4c-0f3ba6a9a3a5"], "version 7; expected version 4"),
+        (&["a", "--attempts", "0"], "expected at least 1"),
+        (&["a", "--delay", "-1"], "--delay"),
+    ] {
+        let ended = project.client(&[&["task", "add"], words].concat()).end().expect_code(2);
+        assert_says(&ended.stderr, &[said]);
+    }
+    let uuid = project.add(&["a"]);
+    let twice = project.client(&["task", "add", "a", "--uuid", &uuid]).end().expect_code(2);
+    assert_says(&twice.stderr, &[&uuid, "is there already; expected a new uuid"]);
+}
+
+#[test]
+fn what_is_no_id_of_a_task_is_told_what_one_is() {
+    let project = Project::sqlite(&[]);
+    for words in [["task", "get", "nonsense"], ["task", "cancel", "nonsense"], ["task", "retry", "nonsense"]] {
+        let ended = project.client(&words).end().expect_code(2);
+        assert_says(&ended.stderr, &["nonsense", "the id of a task, a uuid as `task add` prints it"]);
+    }
+}
