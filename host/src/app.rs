@@ -7,25 +7,23 @@ use qtasks_plugin_api::{Export, TaskContext, TaskError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::broker::{Backend, BrokerError, BrokerSettings, BrokerUrl, Store};
+use crate::broker::{BrokerError, BrokerUrl};
 use crate::nearest::nearest;
 use crate::plugin::registry::stop;
 use crate::plugin::start_watch::{Late, Unfinished};
 use crate::plugin::verdicts::Verdicts;
 use crate::plugin::watch::DirectoryWatch;
 use crate::plugin::{
-    DiscoverError, LoadErrorKind, LoadPolicy, LoadReport, Loaded, Loader, Plugin, PluginSettings, Registry, RegistryError,
-    Triggers,
+    DiscoverError, LoadErrorKind, LoadPolicy, Loaded, Loader, Plugin, PluginSettings, Registry, RegistryError, Triggers,
 };
-use crate::replacer::{ReplaceError, Replaced, Replacer, ReplacerSettings};
+use crate::replacer::{Replacer, ReplacerSettings};
+use crate::running::Running;
 use crate::settings::Settings;
 use crate::shown::shown;
 use crate::signals::Signals;
-use crate::starter::{Ran, Starter};
-use crate::stats::Stats;
-use crate::task::{Middleware, Task, TaskExecutor, TaskLimits, TaskRegistry, TaskRegistryError, TaskReport};
+use crate::starter::Ran;
+use crate::task::{Middleware, TaskExecutor, TaskLimits, TaskRegistry, TaskRegistryError};
 use crate::trigger::Dispatcher;
-use crate::worker::{Worker, WorkerSettings};
 
 /// Gives the plugin's name, and the plugin unless the operator disabled it.
 type LinkedIn = Box<dyn FnOnce(&Loader<'_>, &[Arc<Plugin>]) -> Result<(String, Option<Plugin>), LoadErrorKind> + Send>;
@@ -206,7 +204,8 @@ impl App {
     }
 
     /// Starts, opens the broker of the settings, and runs a worker until SIGTERM or Ctrl-C: then nothing more is begun, what runs may
-    /// end, and a second signal stops at once. Everything in between is [`App::start`], [`Running::starter`] and [`Starter::run`].
+    /// end, and a second signal stops at once. Everything in between is [`App::start`], [`Running::starter`] and
+    /// [`Starter::run`](crate::starter::Starter::run).
     ///
     /// ```no_run
     /// # use qtasks_host::{App, Settings, TaskContext, TaskError};
@@ -374,102 +373,5 @@ fn warn_of_configurations(settings: &Settings, tasks: &TaskRegistry) {
                 "[tasks.{name}.config] is read by nobody: the task is the plugin's, and reads [plugins.{plugin}.config]"
             ),
         }
-    }
-}
-
-/// A started application.
-#[derive(Debug)]
-pub struct Running {
-    executor: Arc<TaskExecutor>,
-    broker: BrokerSettings,
-    worker: WorkerSettings,
-    replacer: Arc<Replacer>,
-}
-
-impl Running {
-    /// What became of each file in the plugin directory when it was last looked at.
-    #[must_use]
-    pub fn plugin_reports(&self) -> Arc<Vec<LoadReport>> {
-        self.replacer.reports()
-    }
-
-    /// Looks at the plugin directory again, and makes what lies there what runs: see [`Replacer::replace`]. A [`Starter`] does so at
-    /// each SIGHUP, and, with `watch = true`, after each change.
-    ///
-    /// # Errors
-    ///
-    /// [`ReplaceError`]; nothing has changed then.
-    pub async fn replace_plugins(&self) -> Result<Replaced, ReplaceError> {
-        self.replacer.replace().await
-    }
-
-    /// What replaces plugins, for any thread to call.
-    #[must_use]
-    pub fn replacer(&self) -> &Arc<Replacer> {
-        &self.replacer
-    }
-
-    /// What runs the tasks.
-    #[must_use]
-    pub fn executor(&self) -> &Arc<TaskExecutor> {
-        &self.executor
-    }
-
-    /// Opens the broker of the settings, whose triggers go to this application's plugins.
-    ///
-    /// # Errors
-    ///
-    /// [`BrokerError`].
-    pub async fn open_broker(&self) -> Result<Arc<Store>, BrokerError> {
-        Ok(self.store(crate::broker::open(&self.broker).await?))
-    }
-
-    /// A backend of the application's own, whose triggers go to this application's plugins.
-    #[must_use]
-    pub fn store(&self, backend: Arc<dyn Backend>) -> Arc<Store> {
-        Arc::new(Store::new(backend, Arc::clone(self.executor.dispatcher()), Arc::clone(&self.broker.name)))
-    }
-
-    /// A worker with the limits of the settings.
-    #[must_use]
-    pub fn worker(&self, store: Arc<Store>) -> Worker {
-        Worker::new(Arc::clone(&self.executor), store, self.worker)
-    }
-
-    /// What runs this application as a worker over the broker of the settings.
-    ///
-    /// # Errors
-    ///
-    /// [`BrokerError`]; the plugins are stopped then.
-    pub async fn starter(self) -> Result<Starter, BrokerError> {
-        match self.open_broker().await {
-            Ok(store) => Ok(self.starter_over(store)),
-            Err(error) => {
-                self.stop().await;
-                Err(error)
-            }
-        }
-    }
-
-    /// What runs this application as a worker over `store`.
-    #[must_use]
-    pub fn starter_over(self, store: Arc<Store>) -> Starter {
-        Starter::new(self.replacer, store, self.worker)
-    }
-
-    /// What this application is and does, for people and programs to look at.
-    #[must_use]
-    pub fn stats(&self, store: Arc<Store>) -> Stats {
-        Stats::new(Arc::clone(&self.replacer), store, self.worker)
-    }
-
-    /// Runs one task to its end, all its attempts, with no broker.
-    pub async fn run(&self, task: Task) -> TaskReport {
-        crate::worker::run_to_end(&self.executor, task).await
-    }
-
-    /// Stops the plugins. What still runs in them keeps its plugin alive; nothing is unloaded.
-    pub async fn stop(self) {
-        self.replacer.stop().await;
     }
 }

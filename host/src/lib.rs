@@ -24,7 +24,7 @@
 //!
 //! # Rooms
 //!
-//! Imports run downwards only: [`app`] → [`starter`], [`stats`] → [`replacer`], [`signals`], [`queue_tasks`] → [`worker`] → [`broker`] → [`task`] → [`trigger`] → [`plugin`].
+//! Imports run downwards only: [`app`] → [`running`] → [`starter`], [`stats`] → [`replacer`], [`signals`], [`queue_tasks`] → [`worker`] → [`broker`] → [`task`] → [`trigger`] → [`plugin`].
 
 mod nearest;
 mod plain_words;
@@ -38,6 +38,7 @@ pub mod fuzzing;
 pub mod plugin;
 pub mod queue_tasks;
 pub mod replacer;
+pub mod running;
 pub mod settings;
 pub mod signals;
 pub mod starter;
@@ -46,10 +47,11 @@ pub mod task;
 pub mod trigger;
 pub mod worker;
 
-pub use app::{App, RunError, Running, StartError};
+pub use app::{App, RunError, StartError};
 pub use plugin::Triggers;
 pub use queue_tasks::QueueTasks;
 pub use replacer::{ReplaceError, Replaced, Replacer};
+pub use running::Running;
 pub use settings::Settings;
 pub use shown::{Shown, on_one_line, shown};
 pub use task::{Status, Task, TaskCancelError, TaskContext, TaskError, TaskPluginTriggerError, TaskReport};

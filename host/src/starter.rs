@@ -62,7 +62,7 @@ impl Starter {
     }
 
     /// Ends the run at SIGTERM and Ctrl-C, and replaces plugins at SIGHUP. Without it they are left to the application: the run ends
-    /// when its [`Stop`] is asked, and plugins are replaced by its [`Replacer`](crate::app::Running::replacer).
+    /// when its [`Stop`] is asked, and plugins are replaced by its [`Replacer`](crate::Running::replacer).
     #[must_use]
     pub fn with_signals(self, signals: Signals) -> Self {
         Self { signals: Some(signals), ..self }
