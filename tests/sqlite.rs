@@ -23,8 +23,11 @@ fn settings(place: &Place) -> BrokerSettings {
     BrokerSettings { lease: LEASE, max_losses: 2, ..BrokerSettings::new(url) }
 }
 
-async fn backend(place: &Place) -> Arc<dyn Backend> {
-    open(&settings(place)).await.unwrap_or_else(|error| panic!("{error}: {:?}", error.source))
+/// A worker over the file.
+async fn worker(place: &Place) -> Arc<dyn Backend> {
+    let backend = open(&settings(place)).await.unwrap_or_else(|error| panic!("{error}: {:?}", error.source));
+    backend.attach().await.expect("a worker");
+    backend
 }
 
 /// Looks until the tasks of a lost worker were taken over.
@@ -48,10 +51,7 @@ fn file(place: &Place) -> Connection {
 #[tokio::test]
 async fn the_tasks_of_a_dead_worker_come_back_once_and_it_finishes_them_no_more() {
     let place = Place::new();
-    let (dead, one, other) = (backend(&place).await, backend(&place).await, backend(&place).await);
-    for worker in [&dead, &one, &other] {
-        worker.attach().await.expect("a worker");
-    }
+    let (dead, one, other) = (worker(&place).await, worker(&place).await, worker(&place).await);
     one.add(vec![task("a", 0), task("b", 0)]).await.expect("room");
     let old = take_one(&dead).await;
     // With its last handle a worker is gone, and with it its beat, as after a crash.
@@ -71,10 +71,7 @@ async fn the_tasks_of_a_dead_worker_come_back_once_and_it_finishes_them_no_more(
 #[tokio::test]
 async fn a_request_to_a_dead_worker_goes_with_it_and_stays_on_the_record() {
     let place = Place::new();
-    let (dead, one) = (backend(&place).await, backend(&place).await);
-    for worker in [&dead, &one] {
-        worker.attach().await.expect("a worker");
-    }
+    let (dead, one) = (worker(&place).await, worker(&place).await);
     one.add(vec![task("a", 0)]).await.expect("room");
     let uuid = take_one(&dead).await.lease.uuid;
     drop(dead);
@@ -88,10 +85,7 @@ async fn a_request_to_a_dead_worker_goes_with_it_and_stays_on_the_record() {
 #[tokio::test]
 async fn the_tasks_of_a_living_worker_are_never_taken_over() {
     let place = Place::new();
-    let (living, other) = (backend(&place).await, backend(&place).await);
-    for worker in [&living, &other] {
-        worker.attach().await.expect("a worker");
-    }
+    let (living, other) = (worker(&place).await, worker(&place).await);
     living.add(vec![task("a", 0)]).await.expect("room");
     take_one(&living).await;
     let file = file(&place);
@@ -146,14 +140,12 @@ async fn a_file_that_is_locked_for_several_leases_takes_no_task_from_a_living_wo
 #[tokio::test]
 async fn a_task_that_its_workers_do_not_survive_is_set_aside() {
     let place = Place::new();
-    let client = backend(&place).await;
-    client.attach().await.expect("a worker");
+    let client = worker(&place).await;
     let record = task("a", 0);
     let uuid = record.task.uuid;
     client.add(vec![record]).await.expect("room");
     for loss in 1..=2 {
-        let worker = backend(&place).await;
-        worker.attach().await.expect("a worker");
+        let worker = worker(&place).await;
         let taken = take_one(&worker).await;
         if loss == 2 {
             worker.begin(taken.lease).await.expect("an answer");
@@ -183,8 +175,7 @@ async fn a_task_that_its_workers_do_not_survive_is_set_aside() {
 #[tokio::test]
 async fn a_row_that_is_no_task_is_set_aside_and_the_others_come() {
     let place = Place::new();
-    let backend = backend(&place).await;
-    backend.attach().await.expect("a worker");
+    let backend = worker(&place).await;
     let damages = [
         ("args", "'[1'"),
         ("args", "'{}'"),
