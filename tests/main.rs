@@ -20,6 +20,7 @@ mod interop;
 mod loading;
 mod plugin_command;
 mod replacement;
+mod replay;
 mod retries;
 mod run_command;
 mod samples;

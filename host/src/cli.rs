@@ -8,6 +8,7 @@ mod log;
 mod output;
 mod plugin;
 mod project;
+mod replay;
 mod run;
 mod runtime;
 mod settings_flags;
@@ -40,7 +41,7 @@ enum Command {
     /// Add tasks to the broker, look at them, cancel them, run them again.
     #[command(subcommand)]
     Task(task::TaskCommand),
-    /// What plugins decided about errors.
+    /// What plugins decided about errors, and what others would decide.
     #[command(subcommand)]
     Decisions(decisions::DecisionsCommand),
     /// What an application is, which tasks it knows, how many tasks the broker has.

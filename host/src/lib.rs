@@ -24,7 +24,7 @@
 //!
 //! # Rooms
 //!
-//! Imports run downwards only: [`app`] → [`running`] → [`starter`], [`stats`] → [`replacer`], [`signals`], [`queue_tasks`] → [`worker`] → [`broker`] → [`task`] → [`trigger`] → [`plugin`].
+//! Imports run downwards only: [`app`] → [`running`] → [`starter`], [`stats`], [`replay`] → [`replacer`], [`signals`], [`queue_tasks`] → [`worker`] → [`broker`] → [`task`] → [`trigger`] → [`plugin`].
 
 mod nearest;
 mod plain_words;
@@ -38,6 +38,7 @@ pub mod fuzzing;
 pub mod plugin;
 pub mod queue_tasks;
 pub mod replacer;
+pub mod replay;
 pub mod running;
 pub mod settings;
 pub mod signals;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::broker::{Backend, BrokerError, BrokerSettings, Store};
 use crate::plugin::LoadReport;
 use crate::replacer::{ReplaceError, Replaced, Replacer};
+use crate::replay::Replay;
 use crate::starter::Starter;
 use crate::stats::Stats;
 use crate::task::{Task, TaskExecutor, TaskReport};
@@ -94,6 +95,12 @@ impl Running {
     #[must_use]
     pub fn stats(&self, store: Arc<Store>) -> Stats {
         Stats::new(Arc::clone(&self.replacer), store, self.worker)
+    }
+
+    /// What asks this application's plugins about the errors that `store` has on record. They are told nothing of what is read.
+    #[must_use]
+    pub fn replay<'a>(&'a self, store: &'a Store) -> Replay<'a> {
+        Replay::new(&self.executor, store.backend().as_ref())
     }
 
     /// Runs one task to its end, all its attempts, with no broker.

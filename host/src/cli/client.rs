@@ -41,6 +41,21 @@ pub(crate) fn check_there(settings: &Settings) -> Result<(), UsageError> {
     }
 }
 
+/// Tasks in the memory of another process are nobody's to look at, and one that is added to this one's is gone with this command.
+///
+/// # Errors
+///
+/// [`UsageError`], where the broker is memory.
+pub(crate) fn check_shared(settings: &Settings) -> Result<(), UsageError> {
+    match settings.broker {
+        Some(BrokerUrl::Memory) => Err(UsageError(
+            "memory: is the memory of this command alone, where no worker is; expected sqlite:PATH or redis://HOST[:PORT][/DB]"
+                .to_owned(),
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// The same, and the file is made where there is none.
 pub(crate) fn with_new_queue<T, F>(flags: &ClientFlags, work: impl FnOnce(QueueTasks) -> F) -> anyhow::Result<T>
 where
@@ -53,12 +68,7 @@ fn work_with<T, F>(settings: Settings, work: impl FnOnce(QueueTasks) -> F) -> an
 where
     F: Future<Output = anyhow::Result<T>>,
 {
-    if settings.broker == Some(BrokerUrl::Memory) {
-        // A task that is added there is gone with this command.
-        let said =
-            "memory: is the memory of this command alone, where no worker is; expected sqlite:PATH or redis://HOST[:PORT][/DB]";
-        return Err(UsageError(said.to_owned()).into());
-    }
+    check_shared(&settings)?;
     log::install(&settings.log, &ProgressBar::hidden())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
     runtime.block_on(async {

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::client::with_queue;
 use super::exit_code::ExitStatus;
 use super::output::{print, print_json_lines, table};
+use super::replay::ReplayArguments;
 use super::settings_flags::ClientFlags;
 use super::task::ago;
 
@@ -15,6 +16,7 @@ use super::task::ago;
 pub(crate) enum DecisionsCommand {
     /// List what plugins decided about errors, the latest first.
     List(Box<ListArguments>),
+    Replay(Box<ReplayArguments>),
 }
 
 #[derive(Debug, Args)]
@@ -33,7 +35,10 @@ pub(crate) struct ListArguments {
 }
 
 pub(super) fn run(command: DecisionsCommand) -> anyhow::Result<ExitStatus> {
-    let DecisionsCommand::List(arguments) = command;
+    let arguments = match command {
+        DecisionsCommand::List(arguments) => arguments,
+        DecisionsCommand::Replay(arguments) => return super::replay::run(&arguments),
+    };
     with_queue(&arguments.client, async |queue| {
         let decisions = queue.store().backend().decisions(arguments.task, arguments.limit as usize).await?;
         if arguments.json {

@@ -20,17 +20,20 @@ pub(crate) enum ExitStatus {
     Usage = 2,
     /// At least one input line was no task, or one that is there already; the others were run, or added.
     BadInput = 3,
-    /// `plugin list` or `plugin inspect` saw a library that would be refused, or `plugin lock --check` a lock file that would change.
+    /// `plugin list` or `plugin inspect` saw a library that would be refused, `plugin lock --check` a lock file that would change, or
+    /// `decisions replay` was refused one.
     PluginRefused = 4,
     /// No such task, at this broker, in this project.
     Unknown = 5,
     /// The task has not ended in time, or cannot be changed any more; or no worker is there.
     NotInTime = 6,
+    /// `decisions replay`: at least one error would be decided otherwise.
+    DecidedOtherwise = 7,
     /// Something outside of the program's control failed: a file, a stream, the broker. Or a `worker` that was stopped could neither
     /// record nor give back all that it had, or a new version of a plugin hung while a worker loaded it.
     Failed = 70,
     /// `run` was stopped by SIGTERM or Ctrl-C: what ran was finished, the rest was not begun. Or a second signal stopped `run` or `worker` at once.
-    /// Or `stats inspect` was stopped.
+    /// Or `stats inspect` or `decisions replay` was stopped.
     Interrupted = 130,
 }
 
@@ -43,15 +46,17 @@ Exit codes:
     3  at least one input line was no task, or one that is there already; the
        others were run, or added
     4  `plugin list` or `plugin inspect` saw a library that would be refused,
-       or `plugin lock --check` a lock file that would change
+       `decisions replay` one that was, or `plugin lock --check` a lock file
+       that would change
     5  no such task at this broker, in this project
     6  the task has not ended in time, or cannot be changed any more; or no
        worker is there
+    7  `decisions replay`: at least one error would be decided otherwise
    70  a file, a stream or the broker failed; `worker`: the broker was away
        when it was stopped, what it had comes back when the lease is over;
        or a new version of a plugin hung while it was loaded
   130  `run`: stopped by SIGTERM or Ctrl-C, what ran was finished, the rest was
-       not begun; `stats inspect`: stopped by them;
+       not begun; `stats inspect`, `decisions replay`: stopped by them;
        `worker`: stopped at once by a second signal, what ran runs again";
 
 impl From<ExitStatus> for ExitCode {

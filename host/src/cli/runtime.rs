@@ -1,13 +1,15 @@
 //! The process and the runtime that tasks and plugins run in.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context;
 use qtasks_host::plugin::fatal;
-use qtasks_host::shown;
+use qtasks_host::signals::Signals;
+use qtasks_host::{App, Running, Settings, shown};
 use tokio::runtime::Runtime;
 
-use super::exit_code::UsageError;
+use super::exit_code::{ExitStatus, UsageError};
 
 /// tokio's own variable; a wrong value of it would end tokio in a panic.
 const THREADS: &str = "TOKIO_WORKER_THREADS";
@@ -32,4 +34,34 @@ pub(crate) fn start() -> anyhow::Result<Runtime> {
         return Err(UsageError(wrong).into());
     }
     Runtime::new().context("cannot start the runtime")
+}
+
+/// Starts the plugins of these settings, lets `look` ask them, and stops them; a signal ends it.
+///
+/// # Errors
+///
+/// When the application does not start, and whatever `look` says.
+pub(crate) fn look_at(
+    settings: Settings,
+    look: impl AsyncFnOnce(&Running) -> anyhow::Result<ExitStatus>,
+) -> anyhow::Result<ExitStatus> {
+    name_culprits(&settings.state_dir);
+    let runtime = start()?;
+    let status = runtime.block_on(async {
+        // A library whose probe is cut off would be in quarantine.
+        let mut signals = Signals::catch_stops();
+        let Some(running) = App::new(settings).start_until_told(&mut signals).await else { return Ok(ExitStatus::Interrupted) };
+        let running = running?;
+        let told = signals.has_told();
+        let looked = tokio::select! {
+            looked = look(&running), if !told => looked,
+            _ = signals.next(), if !told => Ok(ExitStatus::Interrupted),
+            else => Ok(ExitStatus::Interrupted),
+        };
+        running.stop().await;
+        looked
+    });
+    // A thread that is in a hung plugin must not keep the process alive.
+    runtime.shutdown_timeout(Duration::ZERO);
+    status
 }

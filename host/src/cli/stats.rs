@@ -1,12 +1,9 @@
 //! `qtasks-host stats inspect`: what an application is, which tasks it knows, how many wait.
 
-use std::time::Duration;
-
 use clap::{Args, Subcommand, ValueEnum};
 use indicatif::ProgressBar;
-use qtasks_host::signals::Signals;
 use qtasks_host::stats::{AppStats, PluginStats, TaskStats};
-use qtasks_host::{App, Running, Settings, shown};
+use qtasks_host::{Running, shown};
 
 use super::client::check_there;
 use super::exit_code::ExitStatus;
@@ -54,27 +51,7 @@ pub(super) fn run(command: StatsCommand) -> anyhow::Result<ExitStatus> {
         check_there(&settings)?;
     }
     let json = arguments.json || arguments.format.is_some();
-    runtime::name_culprits(&settings.state_dir);
-    let runtime = runtime::start()?;
-    let status = runtime.block_on(inspect(settings, arguments.what, json));
-    // A thread that is in a hung plugin must not keep the process alive.
-    runtime.shutdown_timeout(Duration::ZERO);
-    status
-}
-
-async fn inspect(settings: Settings, what: What, json: bool) -> anyhow::Result<ExitStatus> {
-    // A library whose probe is cut off would be in quarantine.
-    let mut signals = Signals::catch_stops();
-    let Some(running) = App::new(settings).start_until_told(&mut signals).await else { return Ok(ExitStatus::Interrupted) };
-    let running = running?;
-    let told = signals.has_told();
-    let looked = tokio::select! {
-        looked = look(&running, what, json), if !told => looked.map(|()| ExitStatus::Success),
-        _ = signals.next(), if !told => Ok(ExitStatus::Interrupted),
-        else => Ok(ExitStatus::Interrupted),
-    };
-    running.stop().await;
-    looked
+    runtime::look_at(settings, async |running| look(running, arguments.what, json).await.map(|()| ExitStatus::Success))
 }
 
 async fn look(running: &Running, what: What, json: bool) -> anyhow::Result<()> {

@@ -232,7 +232,7 @@ async fn wait(queue: &QueueTasks, uuid: Uuid, timeout: Option<Duration>, json: b
     }
 }
 
-fn unknown(uuid: Uuid) -> anyhow::Result<ExitStatus> {
+pub(super) fn unknown(uuid: Uuid) -> anyhow::Result<ExitStatus> {
     tell(format_args!(
         "qtasks-host: no task {uuid} is known here: it was never added, or its result was removed; check --broker and --name\n"
     ));

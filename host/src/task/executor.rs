@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::error_kinds::{ErrorKinds, UNKNOWN_TASK_ERROR};
-use super::function::{TaskFunction, panicked};
+use super::function::{TaskFunction, TaskLimits, panicked};
 use super::middleware::Middleware;
 use super::model::Task;
 use super::registry::TaskRegistry;
@@ -117,11 +117,23 @@ struct ExecutorInfo {
     attempts: u32,
 }
 
+impl ExecutorInfo {
+    fn new(task: &Task, attempts: u32) -> Self {
+        Self { name: "TaskExecutor", attempt: task.attempt, attempts }
+    }
+}
+
 /// `task_func` in an event.
 #[derive(Debug, Clone, Copy, Serialize)]
 struct FunctionInfo<'a> {
     name: &'a str,
     provided_by: &'a str,
+}
+
+impl<'a> FunctionInfo<'a> {
+    fn of(function: &'a TaskFunction) -> Self {
+        Self { name: function.name(), provided_by: function.provided_by() }
+    }
 }
 
 /// kwargs of `task_executor_run_task_trigger_error`.
@@ -201,7 +213,7 @@ impl TaskExecutor {
         let max_time = task.max_time.or(limits.max_time).or(self.settings.max_time);
         let own_attempts = task.attempts.or(limits.attempts);
         let attempts = own_attempts.unwrap_or(self.settings.max_attempts);
-        let info = ExecutorInfo { name: "TaskExecutor", attempt: task.attempt, attempts };
+        let info = ExecutorInfo::new(&task, attempts);
         let mut run = Run {
             function: &function,
             info,
@@ -324,20 +336,8 @@ impl TaskExecutor {
 
     /// Hands an error to the plugins, if it is one for them.
     async fn ask_plugins(&self, run: &mut Run<'_>, task: &Task, error: TaskError) -> Result<Resolved, TaskError> {
-        let everything = run.function.limits().intercept.unwrap_or(self.settings.intercept) == Intercept::All;
-        let body = match error {
-            TaskError::Plugin(body) => body,
-            TaskError::Other(body) if everything => body,
-            other => return Err(other),
-        };
-        let kwargs = TriggerErrorKwargs {
-            task_executor: run.info,
-            task_func: FunctionInfo { name: run.function.name(), provided_by: run.function.provided_by() },
-            task_broker: task,
-            e: &body,
-        };
-        let may_run_again = run.info.attempt < run.info.attempts;
-        let mut dispatched = self.dispatcher.fire_error(&kwargs, may_run_again).await;
+        let body = self.for_plugins(run.function.limits(), error)?;
+        let mut dispatched = self.fire_error(run.info, FunctionInfo::of(run.function), task, &body).await;
         run.decisions.append(&mut dispatched.decisions);
         let resolved = match dispatched.answer {
             Some((answered, resolution)) => self.resolve(run.info, answered, &body).zip(Some(resolution)),
@@ -347,6 +347,41 @@ impl TaskExecutor {
         run.original_error = Some(body);
         run.resolved_by = Some(resolution);
         resolved
+    }
+
+    /// What the plugins would answer today, had `task` raised `error` in the attempt that it says. The answer is given and not followed:
+    /// nothing runs, and nothing of the task changes. `None`: with these settings they are not asked about such an error.
+    ///
+    /// A task that nobody provides here counts as the application's, with no limits of its own.
+    pub async fn ask_about(&self, task: &Task, error: &ErrorBody) -> Option<Dispatched> {
+        // Found before a task is run, and no plugin's to answer.
+        if error.kind == UNKNOWN_TASK_ERROR {
+            return None;
+        }
+        let function = self.tasks.load().get(&task.name).cloned();
+        let limits = function.as_ref().map(|function| function.limits().clone()).unwrap_or_default();
+        let error = self.for_plugins(&limits, TaskError::from_body(error.clone())).ok()?;
+        let task_func = match &function {
+            Some(function) => FunctionInfo::of(function),
+            None => FunctionInfo { name: &task.name, provided_by: "application" },
+        };
+        let attempts = task.attempts.or(limits.attempts).unwrap_or(self.settings.max_attempts);
+        Some(self.fire_error(ExecutorInfo::new(task, attempts), task_func, task, &error).await)
+    }
+
+    /// The error, if it is one for the plugins; else as it was.
+    fn for_plugins(&self, limits: &TaskLimits, error: TaskError) -> Result<Box<ErrorBody>, TaskError> {
+        let everything = limits.intercept.unwrap_or(self.settings.intercept) == Intercept::All;
+        match error {
+            TaskError::Plugin(body) => Ok(body),
+            TaskError::Other(body) if everything => Ok(body),
+            other => Err(other),
+        }
+    }
+
+    async fn fire_error(&self, info: ExecutorInfo, task_func: FunctionInfo<'_>, task: &Task, error: &ErrorBody) -> Dispatched {
+        let kwargs = TriggerErrorKwargs { task_executor: info, task_func, task_broker: task, e: error };
+        self.dispatcher.fire_error(&kwargs, info.attempt < info.attempts).await
     }
 
     /// What an answer makes of the run. An error goes on as the task's own does: the task is tried again while it has attempts for
@@ -375,7 +410,7 @@ impl TaskExecutor {
             task_func: FunctionInfo<'a>,
             task_broker: &'a Task,
         }
-        let task_func = FunctionInfo { name: run.function.name(), provided_by: run.function.provided_by() };
+        let task_func = FunctionInfo::of(run.function);
         let kwargs = Kwargs { task_executor: run.info, task_func, task_broker: task };
         self.fire(run, Trigger::TaskExecutorTaskClose, &kwargs).await;
     }
