@@ -91,6 +91,7 @@ over_each_broker! {
     what_a_lost_worker_had_not_begun_is_never_set_aside
     an_ended_task_can_run_again
     fields_can_be_replaced
+    where_a_task_stands_is_no_field_but_its_end_is
     old_results_are_removed_and_nothing_else
     everything_can_be_removed
     who_waits_is_told_of_changes
@@ -377,6 +378,26 @@ async fn fields_can_be_replaced(brokers: Brokers) {
     let error = backend.update(uuid, wrong).await.expect_err("no list");
     assert!(error.to_string().contains("args is 5; expected a JSON list"), "{error}");
     assert_eq!(backend.update(Task::new("none").expect("a name").uuid, Fields::new()).await, Ok(false));
+}
+
+async fn where_a_task_stands_is_no_field_but_its_end_is(brokers: Brokers) {
+    let backend = brokers.open().await;
+    backend.attach().await.expect("a worker");
+    let record = task("a", 0);
+    let uuid = record.task.uuid;
+    backend.add(vec![record]).await.expect("room");
+    let status_after = async |status: &str| {
+        let fields: Fields = serde_json::from_str(&format!(r#"{{"status": "{status}"}}"#)).expect("fields");
+        assert_eq!(backend.update(uuid, fields).await, Ok(true));
+        backend.get(uuid).await.expect("an answer").expect("it is there").status
+    };
+    assert_eq!(status_after("success").await, TaskStatus::New);
+    let taken = take_one(&backend).await;
+    assert_eq!(status_after("new").await, TaskStatus::Process);
+    assert!(finish(&backend, ended(&taken, TaskStatus::Success)).await);
+    assert_eq!(status_after("process").await, TaskStatus::Success);
+    assert_eq!(status_after("error").await, TaskStatus::Error);
+    assert_nothing_to_take(&backend).await;
 }
 
 async fn a_request_to_cancel_is_on_the_record_until_the_task_ends(brokers: Brokers) {

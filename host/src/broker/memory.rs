@@ -362,7 +362,12 @@ impl Storage for MemoryBackend {
     fn update(&self, uuid: Uuid, fields: Fields) -> Answer<'_, bool> {
         let mut state = self.state();
         let Some(entry) = state.tasks.get_mut(&uuid) else { return at_once(false) };
+        let status = entry.record.status;
         let replaced = entry.record.replace(fields);
+        // Where a task stands is the queue's to say; a task that ended may be given another end.
+        if !(status.has_ended() && entry.record.status.has_ended()) {
+            entry.record.status = status;
+        }
         Box::pin(std::future::ready(match replaced {
             Ok(()) => Ok(true),
             Err(error) => Err(BrokerError::new(&self.place, BrokerErrorKind::Refused(error.to_string()))),
