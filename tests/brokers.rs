@@ -492,14 +492,29 @@ async fn old_results_are_removed_and_nothing_else(brokers: Brokers) {
 
 async fn everything_can_be_removed(brokers: Brokers) {
     let backend = brokers.open().await;
-    backend.attach().await.expect("a worker");
-    backend.add(vec![task("a", 0), task("b", 0).after(Duration::from_secs(60)), task("c", 0)]).await.expect("room");
+    let mut cancellations = backend.attach().await.expect("a worker");
+    backend.add(vec![task("asked about", 1)]).await.expect("room");
+    let asked_about = take_one(&backend).await;
+    assert!(finish(&backend, Finish { attempt: Some(attempt_asked_about(1)), ..ended(&asked_about, TaskStatus::Error) }).await);
+    backend.config_set("limits".into(), "rate".into(), "5".into()).await.expect("room");
+    let first = task("a", 0);
+    backend.add(vec![first.clone(), task("b", 0).after(Duration::from_secs(60)), task("c", 0)]).await.expect("room");
     let taken = take_one(&backend).await;
-    assert_eq!(backend.flush_all().await, Ok(3));
+    assert_eq!(backend.flush_all().await, Ok(4));
     assert_eq!(backend.counts().await.expect("counts"), Counts::default());
+    assert_eq!(backend.decisions(None, 10).await.map(|decisions| decisions.len()), Ok(0));
+    assert_eq!(backend.config_get_all("limits".into()).await, Ok(Vec::new()));
     assert!(!finish(&backend, ended(&taken, TaskStatus::Success)).await, "what ran is nobody's any more");
     backend.add(vec![task("d", 0)]).await.expect("room");
     assert_eq!(&*take_one(&backend).await.record.task.name, "d");
+    // Under its old uuid, it is another task.
+    backend.add(vec![first]).await.expect("room");
+    let again = take_one(&backend).await;
+    assert_eq!(again.lease.uuid, taken.lease.uuid);
+    assert!(!finish(&backend, ended(&taken, TaskStatus::Error)).await, "what ran of the old one is nothing of this one");
+    assert_eq!(backend.cancel(again.lease.uuid, "enough".to_owned()).await, Ok(Cancelled::Asked));
+    assert_eq!(cancellations.recv().await.map(|told| told.uuid), Some(again.lease.uuid), "its worker is there");
+    assert!(finish(&backend, ended(&again, TaskStatus::Success)).await);
 }
 
 async fn who_waits_is_told_of_changes(brokers: Brokers) {

@@ -32,14 +32,15 @@ pub struct MemoryBackend {
 }
 
 /// Where a task waits: higher priority first, then in order of arrival.
-type Place = (Reverse<i64>, u64);
+type Place = (Reverse<i64>, i64);
 
 #[derive(Debug, Default)]
 struct State {
     tasks: HashMap<Uuid, Entry>,
     ready: BTreeMap<Place, Uuid>,
-    delayed: BTreeMap<(Instant, u64), Uuid>,
-    next_number: u64,
+    delayed: BTreeMap<(Instant, i64), Uuid>,
+    /// Of arrivals and of deliveries.
+    next_number: i64,
     /// Taken and not finished.
     held: BTreeSet<Uuid>,
     closed: bool,
@@ -53,7 +54,7 @@ struct State {
 #[derive(Debug)]
 struct Entry {
     record: Record,
-    number: u64,
+    number: i64,
     delivery: i64,
 }
 
@@ -150,7 +151,9 @@ impl State {
             && let Some((_, uuid)) = self.ready.pop_first()
         {
             let Some(entry) = self.tasks.get_mut(&uuid) else { continue };
-            entry.delivery += 1;
+            // Never one that was there before, also where a task of this uuid was removed and is added again.
+            self.next_number += 1;
+            entry.delivery = self.next_number;
             entry.record.status = TaskStatus::Process;
             entry.record.due = None;
             entry.record.updated_at = unix_now();

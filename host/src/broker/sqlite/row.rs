@@ -137,10 +137,11 @@ pub(super) fn insert(statement: &mut CachedStatement<'_>, record: &Record) -> ru
     Ok(())
 }
 
-/// The statement for [`insert`].
+/// The statement for [`insert`]. Deliveries begin anywhere, so that a lease on a task that was removed is none on one that is added again
+/// under its uuid.
 pub(super) const INSERT: &str = "INSERT INTO task \
-     (uuid, name, priority, args, kwargs, created_at, updated_at, status, attempt, attempts, max_time, due, extras) \
-     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)";
+     (uuid, name, priority, args, kwargs, created_at, updated_at, status, attempt, attempts, max_time, due, extras, delivery) \
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, random() & 0x3fffffffffffffff)";
 
 /// Replaces all of a record but its place, its leases and its losses, under this lease. Gives whether the lease held.
 pub(super) fn replace(statement: &mut CachedStatement<'_>, lease: Lease, record: &Record) -> rusqlite::Result<bool> {

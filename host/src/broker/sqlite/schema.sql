@@ -15,7 +15,7 @@ CREATE TABLE task (
     attempts       INTEGER,
     max_time       REAL,
     due            REAL,                        -- not before; NULL once it may run
-    delivery       INTEGER NOT NULL DEFAULT 0,  -- counts leases; only the last one can finish the task
+    delivery       INTEGER NOT NULL DEFAULT 0,  -- goes up with each lease; only the last one can finish the task
     losses         INTEGER NOT NULL DEFAULT 0,  -- workers that were lost with it
     begun          INTEGER,                     -- the delivery that a worker said it begins; of tasks that were lost before
     worker         BLOB,                        -- who has it, while it is in process
