@@ -8,6 +8,7 @@ use qtasks_host::broker::{
     Again, Attempt, Backend, BrokerErrorKind, BrokerSettings, BrokerUrl, Cancellation, Cancelled, Counts, Fields, Filter, Finish,
     MemoryBackend, Record, Requeued, Taken, TaskStatus, open,
 };
+use qtasks_host::trigger::OutcomeKind;
 use qtasks_host::{Status, Task};
 use qtasks_plugin_api::ErrorBody;
 use serde_json::{Value, json};
@@ -85,12 +86,16 @@ over_each_broker! {
     decisions_are_told_of_every_attempt_until_they_are_old
     a_retry_waits_and_comes_back_with_its_attempt
     who_asks_for_a_task_that_was_retried_means_its_last_retry
+    a_task_that_runs_again_keeps_what_is_known_of_every_attempt
     a_lease_ends_with_the_next_delivery
+    what_is_given_back_waits_as_its_record_says_now
     what_waits_is_cancelled_and_what_runs_is_told
     a_request_to_cancel_is_on_the_record_until_the_task_ends
     what_a_lost_worker_had_not_begun_is_never_set_aside
     an_ended_task_can_run_again
+    an_ended_task_that_runs_again_is_as_new
     fields_can_be_replaced
+    a_field_that_null_replaces_is_gone
     where_a_task_stands_is_no_field_but_its_end_is
     old_results_are_removed_and_nothing_else
     everything_can_be_removed
@@ -197,12 +202,15 @@ async fn a_finished_task_keeps_its_result_its_attempts_and_its_decisions(brokers
     let taken = take_one(&backend).await;
     let uuid = taken.lease.uuid;
     let mut finished = ended(&taken, TaskStatus::Success);
-    finished.attempt = Some(attempt_asked_about(1));
+    let attempt = attempt_asked_about(1);
+    finished.record.original_error = Some(attempt.error.clone());
+    finished.attempt = Some(attempt);
     assert!(finish(&backend, finished).await);
     let record = brokers.open().await.get(uuid).await.expect("an answer").expect("it is there");
     let found = json_of(&record);
     assert_eq!((&found["status"], &found["returning"]), (&json!("success"), &json!({"n": 1})));
     let attempt = &found["history"][0];
+    assert_eq!(found["original_error"]["kwargs"], json!({"depth": 3}), "with its payload");
     assert_eq!((&attempt["attempt"], &attempt["error"]["message"]), (&json!(1), &json!("sea is frozen")));
     assert_eq!(attempt["decisions"][0]["digest"], json!("ab"));
     let decisions = backend.decisions(Some(uuid), 10).await.expect("decisions");
@@ -223,11 +231,12 @@ fn attempt_asked_about(attempt: u32) -> Attempt {
         event: 7,
         trigger: qtasks_host::trigger::Trigger::TaskExecutorRunTaskTriggerError,
         by,
-        outcome: qtasks_host::trigger::OutcomeKind::Result,
+        outcome: OutcomeKind::Result,
         duration: Duration::from_micros(250),
         failure: None,
     };
-    let error = Box::new(ErrorBody::new("TaskPluginTriggerError", "sea is frozen"));
+    let mut error = Box::new(ErrorBody::new("TaskPluginTriggerError", "sea is frozen"));
+    error.kwargs = serde_json::value::to_raw_value(&json!({"depth": 3})).expect("JSON");
     Attempt { attempt, at: qtasks_host::broker::unix_now(), seconds: 0.25, error, decisions: vec![decision] }
 }
 
@@ -256,12 +265,17 @@ async fn decisions_are_told_of_every_attempt_until_they_are_old(brokers: Brokers
     let mut all = told(None).await;
     all.sort();
     assert_eq!(all, [("a".to_owned(), 1), ("a".to_owned(), 2), ("b".to_owned(), 1)]);
+    let latest = backend.decisions(Some(uuid), 1).await.expect("decisions");
+    assert_eq!(latest.iter().map(|decision| decision.attempt).collect::<Vec<_>>(), [2]);
+    assert_eq!(backend.decisions(None, 2).await.map(|decisions| decisions.len()), Ok(2));
     let hour = Duration::from_secs(3600);
     assert_eq!(backend.prune(hour, hour).await, Ok(0));
     assert_eq!(told(None).await.len(), 3, "they are young");
     backend.prune(hour, Duration::ZERO).await.expect("an answer");
     assert_eq!(told(None).await, []);
     assert!(backend.get(uuid).await.expect("an answer").is_some(), "a record stays for longer");
+    backend.delete_finished().await.expect("an answer");
+    assert_eq!(backend.counts().await, Ok(Counts::default()), "those that a retry followed are gone, too");
 }
 
 async fn a_retry_waits_and_comes_back_with_its_attempt(brokers: Brokers) {
@@ -307,6 +321,24 @@ async fn who_asks_for_a_task_that_was_retried_means_its_last_retry(brokers: Brok
     assert_eq!(errors, ["the first time"], "what is known of its attempts stays");
 }
 
+async fn a_task_that_runs_again_keeps_what_is_known_of_every_attempt(brokers: Brokers) {
+    let backend = brokers.open().await;
+    backend.attach().await.expect("a worker");
+    backend.add(vec![task("a", 0)]).await.expect("room");
+    let first = take_one(&backend).await;
+    let mut again = ended(&first, TaskStatus::Process);
+    again.record.task.attempt = 2;
+    again.retry = Some(Again { after: Duration::ZERO, left: 1 });
+    again.attempt = Some(attempt_asked_about(1));
+    assert!(finish(&backend, again).await);
+    let second = take_one(&backend).await;
+    assert!(finish(&backend, Finish { attempt: Some(attempt_asked_about(2)), ..ended(&second, TaskStatus::Error) }).await);
+    let uuid = first.lease.uuid;
+    assert_eq!(backend.requeue(uuid).await, Ok(Requeued::Done));
+    let record = backend.get(uuid).await.expect("an answer").expect("it is there");
+    assert_eq!(record.history.iter().map(|attempt| attempt.attempt).collect::<Vec<_>>(), [1, 2]);
+}
+
 async fn a_lease_ends_with_the_next_delivery(brokers: Brokers) {
     let backend = brokers.open().await;
     backend.attach().await.expect("a worker");
@@ -317,10 +349,25 @@ async fn a_lease_ends_with_the_next_delivery(brokers: Brokers) {
     other.attach().await.expect("another worker");
     let new = take_one(&other).await;
     assert_eq!(new.lease.uuid, old.lease.uuid, "it keeps its place");
+    backend.give_back(vec![old.clone()]).await.expect("an answer");
     assert!(!finish(&backend, ended(&old, TaskStatus::Error)).await);
     assert!(finish(&other, ended(&new, TaskStatus::Success)).await);
     assert!(!finish(&other, ended(&new, TaskStatus::Error)).await, "once");
     assert_eq!(other.counts().await.expect("counts"), Counts { new: 1, success: 1, ..Counts::default() });
+}
+
+async fn what_is_given_back_waits_as_its_record_says_now(brokers: Brokers) {
+    let backend = brokers.open().await;
+    backend.attach().await.expect("a worker");
+    backend.add(vec![task("a", 0), task("b", 0)]).await.expect("room");
+    let mut taken = backend.take(2).await.expect("tasks");
+    let fields: Fields = serde_json::from_str(r#"{"task_name": "c", "priority": 5, "args": [7]}"#).expect("fields");
+    taken[1].record.replace(fields).expect("good fields");
+    let uuid = taken[1].lease.uuid;
+    backend.give_back(taken).await.expect("an answer");
+    let first = take_one(&backend).await;
+    assert_eq!((first.lease.uuid, &*first.record.task.name, first.record.task.priority), (uuid, "c", 5));
+    assert_eq!(first.record.task.args.get(), "[7]");
 }
 
 async fn what_waits_is_cancelled_and_what_runs_is_told(brokers: Brokers) {
@@ -341,6 +388,8 @@ async fn what_waits_is_cancelled_and_what_runs_is_told(brokers: Brokers) {
     assert_eq!(told, Cancellation { uuid: uuids[0], reason: "no longer wanted".to_owned() });
     let record = client.get(uuids[1]).await.expect("an answer").expect("it is there");
     assert_eq!((record.status, record.cancel_reason.as_deref()), (TaskStatus::Cancel, Some("no longer wanted")));
+    let record = client.get(uuids[2]).await.expect("an answer").expect("it is there");
+    assert_eq!((record.status, record.due), (TaskStatus::Cancel, None));
     assert_nothing_to_take(&backend).await;
     assert!(finish(&backend, ended(&taken, TaskStatus::Cancel)).await);
 }
@@ -358,11 +407,39 @@ async fn an_ended_task_can_run_again(brokers: Brokers) {
     let dead = Filter { dead_letter: true, ..Filter::latest(10) };
     assert_eq!(backend.list(dead.clone()).await.expect("records").len(), 1);
     assert_eq!(backend.requeue(uuid).await, Ok(Requeued::Done));
+    assert_eq!(backend.prune(Duration::ZERO, Duration::ZERO).await, Ok(0), "it has not ended any more");
     let again = take_one(&backend).await;
     assert_eq!((again.lease.uuid, again.record.task.attempt), (uuid, 1));
     assert!(again.record.error.is_none() && again.record.dead_letter.is_none());
     assert!(backend.list(dead).await.expect("records").is_empty());
     assert_eq!(backend.requeue(Task::new("none").expect("a name").uuid).await, Ok(Requeued::Unknown));
+}
+
+async fn an_ended_task_that_runs_again_is_as_new(brokers: Brokers) {
+    let backend = brokers.open().await;
+    backend.attach().await.expect("a worker");
+    let mut record = task("a", 0);
+    record.extras = serde_json::from_str(r#"{"note": 1}"#).expect("fields");
+    let uuid = record.task.uuid;
+    let new = |record: &Record| Record { updated_at: 0.0, ..record.clone() };
+    let wanted = json_of(&new(&record));
+    backend.add(vec![record]).await.expect("room");
+    let taken = take_one(&backend).await;
+    let mut failed = ended(&taken, TaskStatus::Success);
+    failed.record = failed.record.set_aside(ErrorBody::new("E", "m"), "for a person");
+    failed.record.due = Some(qtasks_host::broker::unix_now() + 3600.0);
+    failed.record.cancel_reason = Some("not any more".to_owned());
+    failed.record.original_error = Some(Box::new(ErrorBody::new("O", "m")));
+    let by = attempt_asked_about(1).decisions[0].by.clone();
+    failed.record.resolved_by = Some(qtasks_host::trigger::Resolution { by, outcome: OutcomeKind::ReplaceError });
+    assert!(finish(&backend, failed).await);
+    let found = json_of(&backend.get(uuid).await.expect("an answer").expect("it is there"));
+    for field in ["returning", "error", "traceback", "dead_letter", "cancel_reason", "original_error", "resolved_by"] {
+        assert!(found.get(field).is_some(), "{field}: {found}");
+    }
+    assert_eq!(backend.requeue(uuid).await, Ok(Requeued::Done));
+    assert_eq!(json_of(&new(&backend.get(uuid).await.expect("an answer").expect("it is there"))), wanted);
+    assert_eq!(take_one(&backend).await.lease.uuid, uuid, "it waits for no time");
 }
 
 async fn fields_can_be_replaced(brokers: Brokers) {
@@ -378,6 +455,22 @@ async fn fields_can_be_replaced(brokers: Brokers) {
     let error = backend.update(uuid, wrong).await.expect_err("no list");
     assert!(error.to_string().contains("args is 5; expected a JSON list"), "{error}");
     assert_eq!(backend.update(Task::new("none").expect("a name").uuid, Fields::new()).await, Ok(false));
+}
+
+async fn a_field_that_null_replaces_is_gone(brokers: Brokers) {
+    let backend = brokers.open().await;
+    backend.attach().await.expect("a worker");
+    backend.add(vec![task("a", 0)]).await.expect("room");
+    let mut failed = ended(&take_one(&backend).await, TaskStatus::Error);
+    failed.record = failed.record.set_aside(ErrorBody::new("E", "m"), "for a person");
+    failed.record.cancel_reason = Some("not any more".to_owned());
+    let uuid = failed.lease.uuid;
+    assert!(finish(&backend, failed).await);
+    let fields: Fields =
+        serde_json::from_str(r#"{"traceback": null, "cancel_reason": null, "dead_letter": null}"#).expect("fields");
+    assert_eq!(backend.update(uuid, fields).await, Ok(true));
+    let record = backend.get(uuid).await.expect("an answer").expect("it is there");
+    assert_eq!((record.traceback, record.cancel_reason, record.dead_letter), (None, None, None));
 }
 
 async fn where_a_task_stands_is_no_field_but_its_end_is(brokers: Brokers) {
@@ -410,6 +503,8 @@ async fn a_request_to_cancel_is_on_the_record_until_the_task_ends(brokers: Broke
     // The worker had not heard of it when its attempt failed. What is to be cancelled does not wait for its next attempt.
     let retry = Some(Again { after: Duration::from_secs(3600), left: 3 });
     assert!(finish(&first, Finish { retry, ..ended(&taken, TaskStatus::Success) }).await);
+    let waits = first.list(Filter { status: Some(TaskStatus::New), ..Filter::latest(2) }).await.expect("records");
+    assert_eq!(waits.iter().map(|record| record.due).collect::<Vec<_>>(), [None]);
     let asked = |taken: &Taken| taken.record.cancel_asked.clone();
     let again = take_one(&first).await;
     assert_eq!(asked(&again).as_deref(), Some("no longer wanted"));
@@ -417,6 +512,10 @@ async fn a_request_to_cancel_is_on_the_record_until_the_task_ends(brokers: Broke
     let once_more = take_one(&first).await;
     assert_eq!(asked(&once_more).as_deref(), Some("no longer wanted"), "given back");
     assert_eq!(first.detach().await, Ok(1));
+    if let Some(server) = &brokers._redis {
+        let left = |key: &String| key.contains(":cancel:") || key.contains(":claim:");
+        assert_eq!(server.keys().into_iter().filter(left).collect::<Vec<_>>(), [""; 0], "of a worker that left");
+    }
     let second = brokers.open().await;
     second.attach().await.expect("a worker");
     let last = take_one(&second).await;
@@ -464,6 +563,13 @@ async fn what_a_lost_worker_had_not_begun_is_never_set_aside(brokers: Brokers) {
     let taken = take_one(&client).await;
     assert_eq!((taken.lease.uuid, taken.record.losses), (innocent, 1));
     assert!(finish(&client, ended(&taken, TaskStatus::Success)).await);
+    if let Some(server) = &brokers._redis {
+        assert_eq!(server.command::<u64>(&["ZCARD", "QueueTasks:task_process"]), 0, "nobody has any of them");
+    }
+    // Whoever lets it run again wants to see it run.
+    assert_eq!(client.requeue(killer).await, Ok(Requeued::Done));
+    let taken = take_one(&client).await;
+    assert_eq!((taken.lease.uuid, taken.record.losses), (killer, 0));
 }
 
 async fn old_results_are_removed_and_nothing_else(brokers: Brokers) {
@@ -548,6 +654,8 @@ async fn the_global_config_is_shared(brokers: Brokers) {
     one.attach().await.expect("a worker");
     one.set_running().await.expect("room");
     assert_eq!(other.is_running().await, Ok(true));
+    one.detach().await.expect("an answer");
+    assert_eq!(other.is_running().await, Ok(brokers._redis.is_some()), "only a server remembers it for a while, as in QTasks");
 }
 
 #[test]
@@ -619,6 +727,98 @@ async fn a_record_that_was_removed_from_a_redis_server_meanwhile_stays_removed()
     let kept = backend.get(taken[1].lease.uuid).await.expect("an answer").expect("it is there");
     assert_eq!(kept.status, TaskStatus::Success);
     assert!(!server.keys().iter().any(|key| key.ends_with(":missing")), "{:?}", server.keys());
+}
+
+#[tokio::test]
+async fn what_a_python_worker_has_is_taken_over_only_where_it_has_had_it_for_long_and_not_ended_it() {
+    let Some(brokers) = Brokers::redis() else { return };
+    let server = brokers._redis.as_ref().expect("it runs");
+    let after = Duration::from_millis(50);
+    let settings = brokers.settings.clone().expect("a server's");
+    let backend = open(&BrokerSettings { recover_foreign_after: Some(after), ..settings }).await.expect("the server runs");
+    backend.attach().await.expect("a worker");
+    let record = task("a", 0);
+    let item = format!("a:{}:0", record.task.uuid);
+    backend.add(vec![record.clone()]).await.expect("room");
+    server.command::<()>(&["LPOP", "QueueTasks:task_queue"]);
+    let python_has_it = || server.command::<()>(&["ZADD", "QueueTasks:task_process", "0", &item]);
+    let looked = async || {
+        let taken = backend.take_over().await.expect("an answer");
+        // Not a synchronisation: the time after which it is too long.
+        tokio::time::sleep(after).await;
+        taken
+    };
+    python_has_it();
+    assert!(looked().await.is_empty(), "it was seen for the first time");
+    server.command::<()>(&["ZREM", "QueueTasks:task_process", &item]);
+    assert!(looked().await.is_empty());
+    python_has_it();
+    assert!(looked().await.is_empty(), "it was taken once more");
+    let taken = looked().await;
+    assert_eq!(taken.iter().map(|taken| taken.lease.uuid).collect::<Vec<_>>(), [record.task.uuid]);
+    assert!(finish(&backend, ended(&taken[0], TaskStatus::Success)).await);
+    // As QTasks' workers leave it where they are killed between the two steps of an end.
+    python_has_it();
+    assert!(looked().await.is_empty());
+    assert!(looked().await.is_empty(), "it has ended");
+    assert_eq!(server.command::<u64>(&["ZCARD", "QueueTasks:task_process"]), 0);
+}
+
+#[tokio::test]
+async fn an_old_record_that_a_python_worker_ended_is_removed_from_a_redis_server() {
+    let Some(brokers) = Brokers::redis() else { return };
+    let server = brokers._redis.as_ref().expect("it runs");
+    let backend = brokers.open().await;
+    let records = [task("a", 0), task("b", 0)];
+    backend.add(records.to_vec()).await.expect("room");
+    server.command::<()>(&["DEL", "QueueTasks:task_queue"]);
+    for (record, updated_at) in records.iter().zip(["1.5", "99999999999.5"]) {
+        let key = format!("QueueTasks:{}", record.task.uuid);
+        server.command::<()>(&["HSET", &key, "status", "success", "returning", "7", "updated_at", updated_at]);
+    }
+    let hour = Duration::from_secs(3600);
+    assert_eq!(backend.prune(hour, hour).await, Ok(1));
+    let left = backend.list(Filter::latest(10)).await.expect("records");
+    assert_eq!(left.iter().map(|record| &*record.task.name).collect::<Vec<_>>(), ["b"]);
+}
+
+#[tokio::test]
+async fn a_delayed_task_whose_record_was_removed_from_a_redis_server_is_gone() {
+    let Some(brokers) = Brokers::redis() else { return };
+    let server = brokers._redis.as_ref().expect("it runs");
+    let backend = brokers.open().await;
+    backend.attach().await.expect("a worker");
+    let mut delayed = task("delayed", 9);
+    delayed.due = Some(1.5);
+    let key = format!("QueueTasks:{}", delayed.task.uuid);
+    backend.add(vec![delayed, task("now", 0)]).await.expect("room");
+    // As QTasks' `flush_all` does, which knows nothing of what is delayed.
+    server.command::<()>(&["DEL", &key]);
+    assert_eq!(&*take_one(&backend).await.record.task.name, "now");
+    assert_eq!(backend.counts().await.expect("counts"), Counts { process: 1, ..Counts::default() });
+}
+
+#[tokio::test]
+async fn more_tasks_than_a_redis_server_takes_in_one_step_are_refused_and_none_is_added() {
+    let Some(brokers) = Brokers::redis() else { return };
+    let backend = brokers.open().await;
+    let tasks = |count| (0..count).map(|_| task("a", 0)).collect();
+    let error = backend.add(tasks(513)).await.expect_err("one too many");
+    assert_eq!(error.kind, BrokerErrorKind::Refused("tasks at once: 513, expected at most 512".to_owned()));
+    assert_eq!(backend.counts().await.expect("counts").new, 0);
+    backend.add(tasks(512)).await.expect("room");
+    assert_eq!(backend.counts().await.expect("counts").new, 512);
+}
+
+#[tokio::test]
+async fn a_redis_server_forgets_in_time_that_a_worker_is_there() {
+    let Some(brokers) = Brokers::redis() else { return };
+    let server = brokers._redis.as_ref().expect("it runs");
+    let backend = brokers.open().await;
+    backend.attach().await.expect("a worker");
+    backend.set_running().await.expect("room");
+    // As QTasks has it.
+    assert!((1..=20).contains(&server.command::<i64>(&["TTL", "QueueTasks:GlobalConfig:main"])));
 }
 
 #[tokio::test]

@@ -83,6 +83,54 @@ async fn a_request_to_a_dead_worker_goes_with_it_and_stays_on_the_record() {
 }
 
 #[tokio::test]
+async fn a_request_to_a_worker_that_leaves_goes_with_it() {
+    let place = Place::new();
+    let (leaves, one) = (worker(&place).await, worker(&place).await);
+    one.add(vec![task("a", 0)]).await.expect("room");
+    let uuid = take_one(&leaves).await.lease.uuid;
+    assert_eq!(one.cancel(uuid, "not any more".to_owned()).await, Ok(Cancelled::Asked));
+    assert_eq!(leaves.detach().await, Ok(1));
+    let left: i64 = file(&place).query_row("SELECT count(*) FROM cancellation", [], |row| row.get(0)).expect("a number");
+    assert_eq!(left, 0, "nobody reads it any more");
+}
+
+#[tokio::test]
+async fn a_worker_that_was_seen_by_a_clock_that_is_ahead_is_not_there() {
+    let place = Place::new();
+    let one = worker(&place).await;
+    one.set_running().await.expect("room");
+    assert_eq!(one.is_running().await, Ok(true));
+    one.detach().await.expect("an answer");
+    let ahead = qtasks_host::broker::unix_now() + 3600.0;
+    file(&place).execute("INSERT INTO worker VALUES (x'00', 1, ?1)", [ahead]).expect("SQL");
+    assert_eq!(one.is_running().await, Ok(false));
+}
+
+#[tokio::test]
+async fn old_rows_are_removed_to_the_last_however_many_they_are() {
+    let place = Place::new();
+    let one = worker(&place).await;
+    let file = file(&place);
+    file.execute_batch(
+        "WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < 4500)
+         INSERT INTO task (uuid, name, priority, args, kwargs, created_at, updated_at, status, attempt)
+         SELECT randomblob(16), 'a', 0, '[]', '{}', 1.5, 1.5, 2, 1 FROM number;
+         WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < 4500)
+         INSERT INTO attempt (uuid, task_name, attempt, at, seconds, error, decisions)
+         SELECT randomblob(16), 'a', 1, 1.5, 0.5, '{}', '[]' FROM number;",
+    )
+    .expect("SQL");
+    let left = |table: &str| -> i64 {
+        file.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).expect("a number")
+    };
+    let (hour, ages) = (Duration::from_secs(3600), Duration::from_secs(1 << 40));
+    assert_eq!(one.prune(hour, ages).await, Ok(4500));
+    assert_eq!((left("task"), left("attempt")), (0, 4500));
+    assert_eq!(one.prune(hour, hour).await, Ok(0));
+    assert_eq!(left("attempt"), 0);
+}
+
+#[tokio::test]
 async fn the_tasks_of_a_living_worker_are_never_taken_over() {
     let place = Place::new();
     let (living, other) = (worker(&place).await, worker(&place).await);

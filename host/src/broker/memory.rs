@@ -493,8 +493,11 @@ impl Storage for MemoryBackend {
 
 #[cfg(test)]
 mod tests {
+    use qtasks_plugin_api::ErrorBody;
+    use serde_json::json;
+
     use super::*;
-    use crate::task::Task;
+    use crate::task::{Attempt, Task};
 
     fn record(name: &str, priority: i64) -> Record {
         let mut task = Task::new(name).expect("a name");
@@ -564,6 +567,40 @@ mod tests {
             assert_eq!(backend.requeue(uuid).await, Ok(Requeued::Underway));
         }
         assert_eq!(backend.room.available_permits(), MemoryBackend::UNBOUNDED - 1);
+    }
+
+    #[tokio::test]
+    async fn whatever_ends_a_task_gives_its_place_back() {
+        let backend = MemoryBackend::new(5, true);
+        let places = || backend.room.available_permits();
+        let (waits, runs) = (record("a", 0), record("b", 1));
+        let uuid = waits.task.uuid;
+        backend.add(vec![waits.clone(), runs]).await.expect("room");
+        assert_eq!(backend.add(vec![record("c", 0), waits]).await.expect_err("it is there").kind, BrokerErrorKind::Known(uuid));
+        assert_eq!(places(), 3);
+        assert_eq!(backend.cancel(uuid, String::new()).await, Ok(Cancelled::Done));
+        assert_eq!(places(), 4);
+        take_one(&backend).await.expect("a task");
+        assert_eq!(backend.flush_all().await, Ok(2), "one has ended, one runs");
+        assert_eq!(places(), 5);
+    }
+
+    #[tokio::test]
+    async fn of_decisions_the_latest_are_kept() {
+        let backend = MemoryBackend::new(10, true);
+        backend.add(vec![record("a", 0)]).await.expect("room");
+        let taken = take_one(&backend).await.expect("a task");
+        let decision = |event: u64| {
+            let said = json!({"event": event, "trigger": "worker_start", "plugin": "p", "version": "1", "outcome": "pass", "seconds": 0});
+            serde_json::from_str(&said.to_string()).expect("a decision")
+        };
+        let decisions = (0..=KEPT_DECISIONS as u64).map(decision).collect();
+        let attempt = Attempt { attempt: 1, at: 1.5, seconds: 0.5, error: Box::new(ErrorBody::new("E", "m")), decisions };
+        let finish = Finish { lease: taken.lease, record: taken.record, retry: None, attempt: Some(attempt) };
+        backend.finish(Arc::new([finish])).await.expect("ours");
+        let kept = backend.decisions(None, usize::MAX).await.expect("memory does not fail");
+        let events = kept.iter().map(|kept| kept.decision.event);
+        assert!(events.eq((1..=KEPT_DECISIONS as u64).rev()), "the first one is gone");
     }
 
     #[tokio::test]

@@ -232,6 +232,8 @@ mod tests {
         record.extras = serde_json::from_str(extras).expect("fields");
         let flat = of_new(&record);
         assert!(flat.chunks(2).any(|pair| pair == ["a", "plain"]), "{flat:?}");
+        // Python's clients make an attribute of each field.
+        assert!(flat.chunks(2).all(|pair| !["class", "error_type", "f-g"].contains(&&*pair[0])), "{flat:?}");
         let pairs = flat.chunks(2).map(|pair| (pair[0].as_bytes().to_vec(), pair[1].as_bytes().to_vec())).collect();
         let back = Hash::new(pairs).record(record.task.uuid).expect("a record");
         assert_eq!(serde_json::to_string(&back.extras).expect("JSON"), extras);

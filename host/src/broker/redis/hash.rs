@@ -304,6 +304,15 @@ mod tests {
     }
 
     #[test]
+    fn a_result_of_python_that_is_no_json_is_kept_as_a_text_and_the_rest_of_its_record_is_read() {
+        let mut fields = GOOD.to_vec();
+        fields.extend([("returning", b"[NaN]".as_slice()), ("note", b"mine")]);
+        let record = hash(&fields).record(Uuid::nil()).expect("a record");
+        assert!(record.returning.is_none());
+        assert_eq!(serde_json::to_string(&record.extras).expect("JSON"), r#"{"note":"mine","returning_text":"[NaN]"}"#);
+    }
+
+    #[test]
     fn what_is_no_record_says_why_and_is_readable_once_set_aside() {
         let deep = "[".repeat(200) + &"]".repeat(200);
         for (name, value, said) in [

@@ -114,3 +114,19 @@ pub(super) fn error_of(place: &Arc<str>, error: rusqlite::Error) -> BrokerError 
     };
     BrokerError::with_source(place, kind, error)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_commit_counts_as_done_when_the_url_says() {
+        for (synchronous, level) in [(Synchronous::Normal, 1), (Synchronous::Full, 2)] {
+            let directory = tempfile::tempdir().expect("a directory");
+            let place = "sqlite:".into();
+            let opened = open(&directory.path().join("tasks.db"), synchronous, "QueueTasks", &place).expect("a new file");
+            let found: i64 = opened.pragma_query_value(None, "synchronous", |row| row.get(0)).expect("a number");
+            assert_eq!(found, level, "{synchronous:?}");
+        }
+    }
+}

@@ -183,3 +183,29 @@ fn write_all(connection: &Connection, place: &Arc<str>, batch: &mut Vec<Box<dyn 
         job.answer(alone.map_err(|error| error_of(place, error)));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_cannot_be_written_does_not_keep_from_it_what_came_with_it() {
+        let connection = Connection::open_in_memory().expect("a database");
+        connection.execute_batch("CREATE TABLE found (n INTEGER)").expect("SQL");
+        let writer = Writer::start(connection, "sqlite:".into()).expect("a thread");
+        let (go_on, waits) = channel::<()>();
+        let put = |sql: &'static str| writer.write(move |connection| connection.execute(sql, []));
+        let (first, good, bad, last, ()) = tokio::join!(
+            // While the thread is here, the others gather. Run again with them, it finds nobody to wait for.
+            writer.write(move |_| Ok(waits.recv().is_ok())),
+            put("INSERT INTO found VALUES (1)"),
+            put("INSERT INTO nowhere VALUES (2)"),
+            put("INSERT INTO found VALUES (3)"),
+            async { drop(go_on) },
+        );
+        assert_eq!((first, good, last), (Ok(false), Ok(1), Ok(1)));
+        assert_eq!(bad.expect_err("no such table").kind, BrokerErrorKind::Other);
+        let sum = writer.write(|connection| connection.query_row("SELECT sum(n) FROM found", [], |row| row.get::<_, i64>(0)));
+        assert_eq!(sum.await, Ok(4));
+    }
+}
