@@ -461,4 +461,29 @@ mod tests {
             assert!(error.contains(said), "{assignment}: {error}");
         }
     }
+
+    #[test]
+    fn a_file_of_tasks_named_in_a_settings_file_is_meant_from_there_and_stays_as_durable_as_it_says() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("settings.toml");
+        let tasks = directory.path().join("tasks.db");
+        for parameters in ["", "?synchronous=full"] {
+            std::fs::write(&file, format!("broker = 'sqlite:tasks.db{parameters}'")).expect("our own file");
+            let settings = Settings::read(Some(&file), &[]).expect("good settings");
+            let url = settings.broker.expect("it is set").to_string();
+            assert_eq!(url, format!("sqlite:{}{parameters}", tasks.display()));
+        }
+        std::fs::write(&file, "broker = 'redis://localhost'\nplugin_dir = ''").expect("our own file");
+        let settings = Settings::read(Some(&file), &[]).expect("good settings");
+        assert_eq!((settings.broker, settings.plugin_dir), (Some(BrokerUrl::Redis("redis://localhost".into())), Some("".into())));
+    }
+
+    #[test]
+    fn a_project_has_a_name_that_no_key_is_mixed_up_with() {
+        for name in ["", "a:b", "qtasks-host"] {
+            let error = given(&[&format!("name = '{name}'")]).expect_err("a name that is none").to_string();
+            assert!(error.contains(&format!("name is {name:?}; expected at least one character")), "{error}");
+        }
+        assert_eq!(given(&["name = 'qtasks'"]).expect("a good name").name, "qtasks");
+    }
 }

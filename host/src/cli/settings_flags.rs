@@ -203,3 +203,74 @@ fn assignment(given: &str) -> String {
         _ => given.to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use clap::{CommandFactory, Parser};
+    use qtasks_host::broker::BrokerUrl;
+    use qtasks_host::task::Intercept;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Flags {
+        #[command(flatten)]
+        settings: SettingsFlags,
+    }
+
+    #[test]
+    fn every_flag_is_the_setting_that_its_help_names() {
+        let words = "host --plugins p --state-dir s --safe-mode --strict --lock-file l --probe false --probe-deadline 1 --guest-program g \
+                     --broker memory: --name n --concurrency 2 --prefetch 3 --lease 4 --drain-deadline 5 --keep-results 6 \
+                     --keep-decisions 7 --max-time 8 --max-attempts 9 --max-retry-delay 10 --intercept all --log warn";
+        let flags = Flags::try_parse_from(words.split_whitespace()).expect("flags");
+        let settings = flags.settings.settings().expect("settings");
+        let path = |path: &str| Some(PathBuf::from(path));
+        assert_eq!((settings.plugin_dir, Some(settings.state_dir)), (path("p"), path("s")));
+        assert_eq!((settings.lock_file, settings.guest_program), (path("l"), path("g")));
+        assert_eq!((settings.safe_mode, settings.strict, settings.probe), (true, true, false));
+        assert_eq!((settings.broker, &*settings.name), (Some(BrokerUrl::Memory), "n"));
+        assert_eq!((settings.concurrency, settings.prefetch, settings.max_attempts), (2, 3, 9));
+        assert_eq!((settings.intercept, &*settings.log), (Intercept::All, "warn"));
+        let times = [
+            settings.probe_deadline,
+            settings.lease,
+            settings.drain_deadline,
+            settings.keep_results,
+            settings.keep_decisions,
+            settings.max_time.unwrap_or_default(),
+            settings.max_retry_delay,
+        ];
+        assert_eq!(times, [1, 4, 5, 6, 7, 8, 10].map(Duration::from_secs));
+    }
+
+    #[test]
+    fn the_defaults_that_help_tells_are_those_of_the_settings() {
+        let command = Flags::command();
+        let told: BTreeMap<String, f64> = command
+            .get_arguments()
+            .filter_map(|argument| {
+                let help = argument.get_help()?.to_string();
+                let setting = help.split_once("(setting `")?.1.split_once('`')?.0.to_owned();
+                let default = help.split_once("[default: ")?.1.split([',', ']']).next()?.parse().ok()?;
+                Some((setting, default))
+            })
+            .collect();
+        let settings = Settings::default();
+        let wanted = [
+            ("drain_deadline", settings.drain_deadline),
+            ("keep_decisions", settings.keep_decisions),
+            ("keep_results", settings.keep_results),
+            ("lease", settings.lease),
+            ("max_attempts", Duration::from_secs(settings.max_attempts.into())),
+            ("max_retry_delay", settings.max_retry_delay),
+            ("prefetch", Duration::from_secs(settings.prefetch as u64)),
+            ("probe_deadline", settings.probe_deadline),
+        ];
+        let wanted = wanted.map(|(setting, default)| (setting.to_owned(), default.as_secs_f64()));
+        assert_eq!(told.into_iter().collect::<Vec<_>>(), wanted);
+    }
+}
