@@ -85,17 +85,28 @@ impl BrokerError {
         Self { place: Arc::clone(place), kind, source: Some(Arc::new(source)) }
     }
 
-    /// Whether waiting may help: the broker is away, full or locked, and the same request may succeed later.
-    #[must_use]
-    pub fn may_pass(&self) -> bool {
-        use BrokerErrorKind::{Damaged, Forbidden, Full, Locked, Other, ReadOnly, Unreachable};
-        matches!(self.kind, Unreachable | Full | Locked(_) | ReadOnly | Forbidden | Damaged | Other)
-    }
-
     /// Whether it was done all the same, perhaps: no answer says that it was not.
     #[must_use]
     pub fn leaves_open(&self) -> bool {
         use BrokerErrorKind::{Closed, Other, Unreachable};
         matches!(self.kind, Unreachable | Closed | Other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_refused_was_not_done_and_what_was_not_answered_may_have_been() {
+        use BrokerErrorKind::{Closed, Damaged, Forbidden, Full, Gone, Known, Locked, Other, ReadOnly, Refused, Unreachable};
+        let leaves_open = |kind| BrokerError::new(&"memory:".into(), kind).leaves_open();
+        for kind in [Unreachable, Closed, Other] {
+            assert!(leaves_open(kind.clone()), "{kind:?}");
+        }
+        let refused = Refused("too many".to_owned());
+        for kind in [Forbidden, Full, ReadOnly, Damaged, Locked(Duration::from_secs(5)), Gone, Known(Uuid::nil()), refused] {
+            assert!(!leaves_open(kind.clone()), "{kind:?}");
+        }
     }
 }
