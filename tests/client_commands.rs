@@ -1,5 +1,7 @@
 //! The clients of a worker: `qtasks-host task`, `decisions`, `stats`, `ping`, `flush-all`.
 
+use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
@@ -7,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::support::redis::RedisServer;
 use crate::support::worker::{Project, Worker};
-use crate::support::{Host, Place, assert_says};
+use crate::support::{Host, Place, assert_says, skipped};
 
 /// What a test waits for must come within this time, on the slowest machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -28,12 +30,30 @@ fn waiting_for_a_task_tells_its_end_by_the_exit_code() {
         record["error"]["message"].as_str().expect("a text"),
         &["nobody provides a task \"ecko\"", "did you mean `echo`?"],
     );
+    assert_eq!(record["history"][0]["error"]["type"], "UnknownTask", "an attempt like any other");
     let record = add(&["cancel_me"]).expect_code(0).json();
     assert_eq!((&record["status"], &record["cancel_reason"]), (&json!("cancel"), &json!("no longer wanted")));
     drop(worker);
     let ended = add(&["echo", "--timeout", "0"]).expect_code(6);
     assert_says(&ended.stderr, &["has not ended in time", "qtasks-host ping"]);
+    let record = ended.json();
+    assert_eq!(record["status"], "new");
+    let uuid = record["uuid"].as_str().expect("a uuid");
+    let ended = project.client(&["task", "get", uuid, "--wait", "--timeout", "0", "--json"]).end().expect_code(6);
+    assert_says(&ended.stderr, &["the task has not ended in time"]);
     assert_eq!(ended.json()["status"], "new");
+}
+
+#[test]
+fn retries_that_lead_back_to_the_first_are_not_followed_for_ever() {
+    let Some(server) = RedisServer::start() else { return };
+    let project = Project::at(Place::new(), server.url(), &[]);
+    let uuids = [project.add(&["a"]), project.add(&["a"])];
+    for (uuid, child) in [(&uuids[0], &uuids[1]), (&uuids[1], &uuids[0])] {
+        let key = format!("QueueTasks:{uuid}");
+        server.command::<()>(&["HSET", &key, "status", "retry", "retry_child_uuid", child, "retry", "1"]);
+    }
+    assert_eq!(project.wait(&uuids[0])["status"], "retry");
 }
 
 #[test]
@@ -110,6 +130,15 @@ fn a_client_that_only_looks_makes_no_file_of_tasks() {
     project.add(&["any"]);
     assert!(path.exists());
     project.client(&["task", "list"]).end().expect_code(0);
+}
+
+#[test]
+fn the_state_directory_that_a_client_is_told_has_the_file_of_tasks() {
+    let place = Place::new();
+    let client = |words: &[&str]| Host::new(&place).args(words).args(["--state-dir", "here"]).end().expect_code(0).stdout;
+    let uuid = client(&["task", "add", "any"]);
+    assert!(place.path("here/tasks.db").exists());
+    assert_says(&client(&["task", "list"]), &[uuid.trim_end()]);
 }
 
 #[test]
@@ -191,6 +220,7 @@ fn what_a_plugin_set_aside_is_listed_and_requeued() {
     let list = project.client(&["task", "dead-letter", "list", "--json"]).end().expect_code(0).results();
     assert_eq!(list.iter().map(|record| &record["uuid"]).collect::<Vec<_>>(), [&json!(dead)]);
     assert_says(&project.client(&["task", "dead-letter", "list"]).end().stdout, &[&dead, "look at me"]);
+    assert_eq!(project.client(&["task", "dead-letter", "list", "--limit", "0"]).end().expect_code(0).stdout, "no tasks\n");
     let refused = project.client(&["task", "dead-letter", "requeue", &good]).end().expect_code(6);
     assert_says(&refused.stdout, &[&format!("{good} was not set aside; `task retry` runs any ended task again")]);
     assert_eq!(project.json(&["task", "dead-letter", "requeue", &good], 6)["requeue"], "not_set_aside");
@@ -225,8 +255,10 @@ fn lists_are_filtered_and_files_of_tasks_are_added() {
     let latest = project.client(&["task", "list", "--json", "--limit", "1"]).end().result();
     assert_eq!((&latest["priority"], &latest["attempts"], &latest["max_time"]), (&json!(-2), &json!(3), &json!(1.5)));
     assert!(latest["due"].as_f64() > latest["created_at"].as_f64());
+    let delayed = project.client(&["task", "add", "--from", "-", "--delay", "3600"]);
+    delayed.with_input("{\"task\": \"c\"}\n").expect_code(0);
     let counts = project.client(&["stats", "inspect", "counts", "json"]).end().expect_code(0).json();
-    assert_eq!((&counts["new"], &counts["delayed"]), (&json!(3), &json!(1)));
+    assert_eq!((&counts["new"], &counts["delayed"]), (&json!(4), &json!(2)));
 }
 
 #[test]
@@ -254,14 +286,25 @@ fn stats_tell_what_a_worker_would_be() {
     let project = Project::sqlite(&["documented_example", "scripted", "no_entry_point"]);
     let inspect = |what: &str| {
         let host = project.client(&["stats", "inspect", what, "--json"]).arg("--plugins").arg(project.place.plugins());
-        host.arg("--state-dir").arg(project.place.state()).set("tasks.echo.attempts = 4").end().expect_code(0).json()
+        let host = host.arg("--state-dir").arg(project.place.state()).set("tasks.echo.attempts = 4");
+        let settings = "--concurrency 2 --prefetch 3 --drain-deadline 5 --keep-results 6 --keep-decisions 7 --max-time 8 --max-attempts 9 \
+                        --max-retry-delay 10 --intercept all";
+        host.args(settings.split_whitespace()).end().expect_code(0).json()
     };
     let app = inspect("app");
+    let settings = json!({
+        "concurrency": 2, "prefetch": 3, "drain_deadline": 5.0, "keep_results": 6.0, "keep_decisions": 7.0, "max_time": 8.0,
+        "max_attempts": 9, "max_retry_delay": 10.0, "intercept": "all",
+    });
+    assert_eq!(app["settings"], settings);
     assert_eq!((&app["project"], &app["broker"]["url"]), (&json!("QueueTasks"), &json!(project.url)));
     let states: Vec<(&Value, &Value)> =
         app["plugins"].as_array().expect("a list").iter().map(|plugin| (&plugin["plugin"], &plugin["state"])).collect();
     assert!(states.contains(&(&json!("documented-example"), &json!("running"))), "{app}");
     assert!(states.iter().any(|(_, state)| **state == "refused"), "{app}");
+    let plugins = app["plugins"].as_array().expect("a list");
+    let example = plugins.iter().find(|plugin| plugin["plugin"] == "documented-example").expect("it runs");
+    assert_eq!(example["handlers"], json!(["task_executor_run_task_trigger_error"]));
     let tasks = inspect("tasks");
     let echo = tasks.as_array().expect("a list").iter().find(|task| task["name"] == "echo").expect("a task of the plugin");
     assert_eq!((&echo["provided_by"], &echo["attempts"]), (&json!("scripted"), &json!(4)));
@@ -294,6 +337,29 @@ fn what_a_task_says_is_on_one_line_and_obeyed_by_no_terminal() {
 }
 
 #[test]
+fn all_that_is_known_of_a_task_is_shown() {
+    let Some(server) = RedisServer::start() else { return };
+    let project = Project::at(Place::new(), server.url(), &[]);
+    let worker = project.start(&[r#"tasks.fails.command = ["sh", "-c", "exit 3"]"#, "tasks.fails.attempts = 2"]);
+    let first = project.add(&["fails"]);
+    let last = project.wait(&first)["uuid"].as_str().expect("that of its retry").to_owned();
+    assert!(worker.stop().0.success());
+    let shown = |uuid: &str| -> String {
+        let shown = project.client(&["task", "get", uuid]).end().expect_code(0).stdout;
+        shown.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ") + "\n").collect()
+    };
+    let error = "TaskPluginTriggerError: sh ended with exit status: 3";
+    let said = shown(&first);
+    assert_says(&said, &["\nstatus retry\n", &format!("\nretried as {last}\n"), &format!("\nattempt 1 {error}, ")]);
+    let said = shown(&last);
+    assert_says(&said, &["\nstatus error\n", "\nattempt 2 of 2\n", &format!("\nretry of {first}\n")]);
+    assert_says(&said, &[&format!("\nerror {error}\n"), "\npayload [] {\"command\":\"sh\",\"exit_status\":3,"]);
+    let waits = project.add(&["waits", "--delay", "3600"]);
+    server.command::<()>(&["HSET", &format!("QueueTasks:{waits}"), "note", "mine", "losses", "2"]);
+    assert_says(&shown(&waits), &["\ndue in 59 min\n", "\nnote \"mine\"\n", "\nlost workers 2\n"]);
+}
+
+#[test]
 fn ping_asks_for_a_worker_of_this_project() {
     let project = Project::sqlite(&[]);
     project.add(&["a"]);
@@ -319,6 +385,25 @@ fn flush_all_asks_before_it_removes_everything() {
     assert_says(&gone.stderr, &[&uuid, "check --broker and --name"]);
 }
 
+/// Where there is a `script` to make a terminal.
+#[test]
+fn on_a_terminal_flush_all_wants_to_read_the_name_of_the_project() {
+    if let Err(error) = std::process::Command::new("script").arg("--version").output() {
+        return skipped(&format!("script cannot be run: {error}"));
+    }
+    let project = Project::sqlite(&[]);
+    let uuid = project.add(&["a"]);
+    let typed = |name: &str| {
+        let flush = format!("$0 flush-all --broker {}", project.url);
+        let host = Host::shell(&project.place, &format!("script -qec \"{flush}\" /dev/null"));
+        host.with_input(format!("{name}\n")).expect_code(0).stdout
+    };
+    assert_says(&typed("yes"), &["Type the project's name to go on: ", "nothing was removed"]);
+    assert_eq!(project.status(&uuid), "new");
+    assert_says(&typed("QueueTasks"), &["tasks of QueueTasks removed from ", ": 1"]);
+    project.client(&["task", "get", &uuid]).end().expect_code(5);
+}
+
 #[test]
 fn a_broker_that_is_none_is_told_with_what_was_expected() {
     let place = Place::new();
@@ -341,6 +426,50 @@ fn a_broker_that_is_none_is_told_with_what_was_expected() {
 }
 
 #[test]
+fn a_server_that_lets_nobody_in_or_nobody_write_is_told() {
+    let Some(server) = RedisServer::start() else { return };
+    let project = Project::at(Place::new(), server.url(), &[]);
+    server.command::<()>(&["REPLICAOF", "127.0.0.1", "1"]);
+    let said = project.client(&["task", "add", "a"]).end().expect_code(70).stderr;
+    assert_says(&said, &["redis://127.0.0.1", "cannot be written"]);
+    assert!(!said.contains("may have been added"), "{said}");
+    server.command::<()>(&["REPLICAOF", "NO", "ONE"]);
+    server.command::<()>(&["CONFIG", "SET", "requirepass", "geheim"]);
+    for url in [project.url.clone(), project.url.replace("//", "//:falsch@")] {
+        let said = Host::new(&project.place).args(["task", "add", "a", "--broker", &url]).end().expect_code(70).stderr;
+        assert_says(&said, &["redis://", "refuses this user or password"]);
+        assert!(!said.contains("falsch"), "{said}");
+    }
+    let url = project.url.replace("//", "//:geheim@");
+    Host::new(&project.place).args(["task", "add", "a", "--broker", &url]).end().expect_code(0);
+}
+
+#[test]
+fn a_server_that_is_too_old_is_told_with_its_version() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    let url = format!("redis://{}/0", listener.local_addr().expect("it is bound"));
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = BufReader::new(stream.expect("the client connects"));
+            let mut line = String::new();
+            // It says yes to whatever it is told before it is asked what it is.
+            while stream.read_line(&mut line).is_ok_and(|read| read > 0) {
+                let answer = match line.trim_end() {
+                    "INFO" => "$21\r\nredis_version:6.0.16\n\r\n",
+                    // Each command but that one begins with how many words it has.
+                    "SELECT" | "CLIENT" | "HELLO" => "+OK\r\n",
+                    _ => "",
+                };
+                std::io::Write::write_all(stream.get_mut(), answer.as_bytes()).expect("the client reads");
+                line.clear();
+            }
+        }
+    });
+    let said = Host::new(&Place::new()).args(["ping", "--broker", &url]).end().expect_code(2).stderr;
+    assert_says(&said, &[&url, "is Redis 6.0.16; expected 6.2 or later"]);
+}
+
+#[test]
 fn a_task_that_is_none_is_told_before_anything_is_added() {
     let project = Project::sqlite(&[]);
     for (words, said) in [
@@ -350,6 +479,7 @@ fn a_task_that_is_none_is_told_before_anything_is_added() {
         (&["a", "--uuid", "0b6aecd7-8c0a-7b33-8a4c-0f3ba6a9a3a5"], "version 7; expected version 4"),
         (&["a", "--attempts", "0"], "expected at least 1"),
         (&["a", "--delay", "-1"], "--delay"),
+        (&["a", "--delay", "1e9"], "expected a number of seconds, 0 or more, ten years at most"),
     ] {
         let ended = project.client(&[&["task", "add"], words].concat()).end().expect_code(2);
         assert_says(&ended.stderr, &[said]);
@@ -357,6 +487,7 @@ fn a_task_that_is_none_is_told_before_anything_is_added() {
     let uuid = project.add(&["a"]);
     let twice = project.client(&["task", "add", "a", "--uuid", &uuid]).end().expect_code(2);
     assert_says(&twice.stderr, &[&uuid, "is there already; expected a new uuid"]);
+    assert!(!twice.stderr.contains("may have been added"), "{}", twice.stderr);
 }
 
 #[test]

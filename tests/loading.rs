@@ -202,6 +202,15 @@ async fn plugins_that_came_up_are_stopped_when_the_application_does_not_start() 
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn plugins_are_stopped_when_the_broker_of_their_application_cannot_be_opened() {
+    for isolation in ["in-process", "process"] {
+        let app = versioned::app(isolation).set("broker = 'sqlite:/no/such/directory/tasks.db'").start().await;
+        app.running.starter().await.expect_err("no such directory");
+        assert_eq!(versioned::stops(&app.place), [1], "{isolation}");
+    }
+}
+
 #[test]
 fn a_plugin_that_never_ends_to_stop_holds_up_no_start_that_failed() {
     // The thread that hangs is nobody's to end, and the runtime would wait for it.

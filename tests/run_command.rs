@@ -172,6 +172,18 @@ fn a_uuid_that_is_under_way_already_is_a_bad_line_and_the_others_run() {
 }
 
 #[test]
+fn a_mark_of_byte_order_before_the_first_task_is_none_of_it() {
+    let ended = Host::run(&place(&["scripted"])).with_input("\u{feff}{\"task\": \"echo\", \"args\": [1]}\n").expect_code(0);
+    assert_eq!(ended.result()["returning"]["args"], json!([1]));
+}
+
+#[test]
+fn a_bad_line_goes_before_an_error_in_the_exit_code() {
+    let ended = Host::run(&place(&["scripted"])).with_input(format!("nonsense\n{RAISE}\n")).expect_code(3);
+    assert_says(&ended.stderr, &["1 task: 0 success, 1 error, 0 cancel", "input lines refused: 1"]);
+}
+
+#[test]
 fn no_task_at_all_is_a_success() {
     let ended = Host::run(&place(&["fallback"])).end().expect_code(0);
     assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("", "0 tasks: 0 success, 0 error, 0 cancel\n"));
@@ -198,6 +210,12 @@ fn what_a_plugin_logs_in_any_of_three_ways_is_in_the_log_under_its_name() {
     let place = place(&["scripted", "logs_everything"]);
     let ended = Host::run(&place).set("plugins.logs-everything.isolation = 'process'").with_input(RAISE).expect_code(1);
     assert_says(&ended.stderr, &["from create", "from its output", "from log"]);
+}
+
+#[test]
+fn a_plugin_that_panics_when_it_is_dropped_is_told() {
+    let ended = Host::run(&place(&["panics_in_drop"])).end().expect_code(0);
+    assert_says(&ended.stderr, &["ERROR", "the plugin's Drop panicked: Panic: no end (at "]);
 }
 
 #[test]
@@ -276,6 +294,17 @@ fn a_configuration_that_nobody_reads_is_told() {
     let told = host.end().expect_code(0).stderr;
     assert_says(&told, &["[tasks.words.config] is read by nobody: a command gets its arguments and nothing else"]);
     assert_says(&told, &["[tasks.echo.config] is read by nobody", "reads [plugins.scripted.config]"]);
+}
+
+#[test]
+fn retries_that_would_never_happen_are_told() {
+    let place = place(&["scripted"]);
+    let misspelt = Host::run(&place).set("tasks.echo.retry_on=['TimeoutErorr']").end().expect_code(0).stderr;
+    let kind = "[tasks.echo] retry_on: no error kind TimeoutErorr is known, only TimeoutError; yours belong to [error_kinds]";
+    assert_says(&misspelt, &[kind, "[tasks.echo]: without `attempts`, only tasks that say their own are tried again"]);
+    let good = Host::run(&place).set("tasks.echo.retry_on=['TimeoutError', 'ParseIntError']").set("tasks.echo.attempts=2");
+    let good = good.end().expect_code(0).stderr;
+    assert!(!good.contains("[tasks.echo]"), "{good}");
 }
 
 #[test]
@@ -487,7 +516,7 @@ fn an_interrupt_finishes_what_runs_and_begins_nothing_more() {
     let place = place(&[]);
     let mut child = busy_host(&place);
     interrupt(&child);
-    read_until(child.stderr.as_mut().expect("a pipe"), "finishing what runs");
+    let told = read_until(child.stderr.as_mut().expect("a pipe"), "finishing what runs");
     // Another command would wait for a reader of `started` for ever.
     std::fs::write(place.path("go_on"), "go\n").expect("the command reads");
     let output = child.wait_with_output().expect("the host ends");
@@ -495,7 +524,12 @@ fn an_interrupt_finishes_what_runs_and_begins_nothing_more() {
     let results = String::from_utf8(output.stdout).expect("text");
     assert_eq!(results.lines().count(), 1, "{results}");
     assert_says(&results, &[r#""status":"success""#, r#""returning":1"#]);
-    assert_says(&String::from_utf8_lossy(&output.stderr), &["1 task: 1 success"]);
+    let summary = String::from_utf8_lossy(&output.stderr);
+    assert_says(&summary, &["1 task: 1 success"]);
+    // As many as it had read by then, which are the other two unless it is very slow.
+    let (_, waiting) = told.split_once("will not be begun: ").expect("how many wait");
+    let waiting = waiting.split(';').next().expect("a number");
+    assert_eq!(summary.contains(&format!("tasks read and not begun: {waiting}")), waiting != "0", "{told}{summary}");
 }
 
 /// A run replaces no plugins, so it has no use of SIGHUP: it ends with its terminal, unless it was begun to outlive it, as by `nohup`.

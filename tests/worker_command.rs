@@ -37,11 +37,24 @@ fn a_task_is_added_run_answered_by_a_plugin_and_read_with_all_that_was_decided()
     assert_eq!((&of_plugin["uuid"], &of_plugin["outcome"], &of_plugin["attempt"]), (&json!(uuid), &json!("result"), &json!(1)));
     assert_eq!((of_plugin["digest"].as_str().map(str::len), &of_plugin["error"]["message"]), (Some(64), &json!("sea is frozen")));
     assert!(of_plugin["seconds"].as_f64().is_some_and(|seconds| seconds > 0.0));
+    assert_eq!(project.client(&["decisions", "list", "--json", "--limit", "1"]).end().expect_code(0).results().len(), 1);
     let of_another = project.client(&["decisions", "list", "--task", "0b6aecd7-8c0a-4b33-8a4c-0f3ba6a9a3a5"]).end();
     assert_eq!(of_another.expect_code(0).stdout, "no decisions\n");
     let shown = project.client(&["task", "get", &uuid]).end().expect_code(0).stdout;
     assert_says(&shown, &["resolved by", "documented-example 0.1.0 (result)", "raised", "sea is frozen"]);
     assert!(worker.stop().0.success());
+}
+
+#[test]
+fn a_worker_that_nobody_can_give_a_task_to_says_so() {
+    let project = Project::sqlite(&[]);
+    let (status, said) = project.start(&["broker = 'memory:'"]).stop();
+    assert!(status.success(), "{status}");
+    assert_says(
+        &said,
+        &["tasks wait in this worker's own memory, where nobody can add one: name a file or a server with --broker"],
+    );
+    assert_says(&said, &["this worker knows no task: name a directory with --plugins, or declare commands under [tasks]"]);
 }
 
 #[test]
@@ -178,39 +191,39 @@ fn what_outlives_the_drain_deadline_is_given_back_and_runs_again() {
     }
 }
 
-#[test]
-fn a_worker_that_can_neither_record_nor_give_back_exits_with_70_and_its_tasks_run_again() {
+/// What a worker says of a task that it had when its server went away, which `let_end` lets end or not.
+fn loses_a_task(let_end: bool, told: &[&str]) {
     let Some(mut server) = RedisServer::durable() else { return };
     let project = Project::at(Place::new(), server.url(), &[]);
-    let (ends, runs) = (project.place.fifo("ends"), project.place.fifo("runs"));
-    let uuids = ["ends", "runs"].map(|name| project.add(&[name]));
-    let mut worker = project.start(&[
-        r#"tasks.ends.command = ["sh", "-c", "read line < ends"]"#,
-        r#"tasks.runs.command = ["sh", "-c", "read line < runs"]"#,
-        "concurrency = 2",
-        "drain_deadline = 0.05",
-    ]);
-    let open = |fifo| std::fs::OpenOptions::new().write(true).open(fifo).expect("the command reads");
-    let (mut ends, runs) = (open(&ends), open(&runs));
+    let go_on = project.place.fifo("go_on");
+    let uuid = project.add(&["waits"]);
+    let mut worker = project.start(&[WAITS, "drain_deadline = 0.05"]);
+    let mut command = std::fs::OpenOptions::new().write(true).open(&go_on).expect("the command reads");
     server.kill();
-    std::io::Write::write_all(&mut ends, b"go\n").expect("the command reads");
-    worker.read_until("results that cannot be recorded now: 1");
+    if let_end {
+        std::io::Write::write_all(&mut command, b"go\n").expect("the command reads");
+        worker.read_until("results that cannot be recorded now: 1");
+    }
     let (status, said) = worker.stop();
     assert_eq!(status.code(), Some(70), "{said}");
-    assert_says(
-        &said,
-        &[
-            "and are to be given back: 1",
-            "ended and could not be recorded: 1; that could not be given back: 1; they come back when the lease is over",
-        ],
-    );
-    drop(runs);
+    assert_says(&said, told);
+    assert_says(&said, &["they come back when the lease is over"]);
+    drop(command);
     server.restart();
-    let next = project.start(&[r#"tasks.ends.command = ["echo", "8"]"#, r#"tasks.runs.command = ["echo", "8"]"#, "lease = 0.3"]);
-    for uuid in &uuids {
-        assert_eq!(project.wait(uuid)["returning"], 8);
-    }
+    let next = project.start(&[r#"tasks.waits.command = ["echo", "8"]"#, "lease = 0.3"]);
+    assert_eq!(project.wait(&uuid)["returning"], 8);
     assert!(next.stop().0.success());
+}
+
+#[test]
+fn a_worker_that_cannot_record_exits_with_70_and_its_task_runs_again() {
+    loses_a_task(true, &["ended and could not be recorded: 1; that could not be given back: 0"]);
+}
+
+#[test]
+fn a_worker_that_cannot_give_back_exits_with_70_and_its_task_runs_again() {
+    let told = ["and are to be given back: 1", "ended and could not be recorded: 0; that could not be given back: 1"];
+    loses_a_task(false, &told);
 }
 
 #[test]
@@ -264,6 +277,24 @@ fn a_running_task_is_cancelled_through_its_worker() {
 }
 
 #[test]
+fn a_task_that_a_worker_holds_and_has_not_begun_is_cancelled_at_once() {
+    let project = Project::sqlite(&[]);
+    let go_on = project.place.fifo("go_on");
+    let (runs, held) = (project.add(&["waits"]), project.add(&["waits"]));
+    // Of those that were lost with a worker, one at a time runs.
+    let file = rusqlite::Connection::open(project.place.path("tasks.db")).expect("the client made it");
+    file.execute("UPDATE task SET losses = 1", []).expect("SQL");
+    let worker = project.start(&[WAITS, "concurrency = 4"]);
+    let writer = std::fs::OpenOptions::new().write(true).open(&go_on).expect("the command reads");
+    assert_eq!(project.json(&["task", "cancel", &held], 0)["cancel"], "asked", "both were taken at once");
+    assert_eq!(project.wait(&held)["status"], "cancel");
+    assert_eq!(project.status(&runs), "process");
+    std::io::Write::write_all(&mut &writer, b"go\n").expect("the command reads");
+    assert_eq!(project.wait(&runs)["returning"], 7);
+    assert!(worker.stop().0.success());
+}
+
+#[test]
 fn every_attempt_keeps_its_error_and_an_ended_task_can_run_again() {
     let project = Project::sqlite(&[]);
     let command = r#"tasks.flaky.command = ["sh", "-c", "echo x >> tries; n=$(wc -l < tries); [ $n -ge 3 ] && echo $n || { echo try $n >&2; exit $n; }"]"#;
@@ -282,6 +313,26 @@ fn every_attempt_keeps_its_error_and_an_ended_task_can_run_again() {
     assert_eq!(exits(&record), [1, 2], "what happened is not forgotten");
     assert!(worker.stop().0.success());
     project.client(&["task", "retry", "0b6aecd7-8c0a-4b33-8a4c-0f3ba6a9a3a5"]).end().expect_code(5);
+}
+
+#[test]
+fn a_worker_removes_results_and_decisions_when_they_are_old() {
+    let project = Project::sqlite(&["documented_example", "scripted"]);
+    let worker = project.start(&[]);
+    let uuid = project.add(&["raise"]);
+    assert_eq!(project.wait(&uuid)["returning"], 123);
+    assert!(worker.stop().0.success());
+    let worker = project.start(&["keep_results = 0.001", "keep_decisions = 0.001"]);
+    let begun = std::time::Instant::now();
+    let is_gone = |words: &[&str], code, stdout| {
+        let ended = project.client(words).end();
+        (ended.code, &*ended.stdout) == (Some(code), stdout)
+    };
+    while !(is_gone(&["task", "get", &uuid], 5, "") && is_gone(&["decisions", "list"], 0, "no decisions\n")) {
+        assert!(begun.elapsed() < Duration::from_secs(60), "they are kept");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(worker.stop().0.success());
 }
 
 #[test]

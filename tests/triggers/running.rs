@@ -37,17 +37,20 @@ async fn stats_inspect(isolation: &str, trigger: Trigger) {
     let app = json!(stats.app().await);
     assert_eq!(stage.event(), json!({"stats": {"name": "Stats", "url": "memory:"}}));
     assert_eq!((&app["project"], &app["broker"]["url"]), (&json!("QueueTasks"), &json!("memory:")));
+    // From memory nothing is taken ahead.
+    assert_eq!(app["settings"]["prefetch"], if isolation == IN_A_FILE { 256 } else { 0 });
     let plugin = &app["plugins"][0];
     assert_eq!(
         (&plugin["plugin"], &plugin["state"], &plugin["isolation"]),
         (&json!("scripted"), &json!("running"), &json!(plugin_in(isolation)))
     );
     let fail = json!(stats.task("fail").await.expect("a task"));
-    assert_eq!((&fail["provided_by"], &fail["attempts"]), (&json!("application"), &json!(2)));
+    assert_eq!((&fail["provided_by"], &fail["attempts"], &fail["generator"]), (&json!("application"), &json!(2), &json!(false)));
+    assert_eq!(json!(stats.task("count").await.expect("a task"))["generator"], true);
     assert!(stats.task("nobody").await.is_none());
     let names: Vec<String> = stats.tasks().await.into_iter().map(|task| task.name).collect();
     assert!(["count", "echo", "fail", "other"].iter().all(|name| names.iter().any(|known| known == name)), "{names:?}");
     assert_eq!(app["tasks"].as_array().map(Vec::len), Some(names.len()));
     assert_eq!(stats.counts().await.expect("memory does not fail").success, 1);
-    assert_eq!(stage.events().len(), 5, "each look is one event");
+    assert_eq!(stage.events().len(), 6, "each look is one event");
 }

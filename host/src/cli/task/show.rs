@@ -114,3 +114,26 @@ pub(crate) fn ago(unix_seconds: f64) -> String {
     };
     if unix_seconds > now { format!("in {amount}") } else { format!("{amount} ago") }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_told_in_the_unit_that_fits() {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("later than that").as_secs_f64();
+        for (seconds, told) in [
+            (1.01, "1 s ago"),
+            (119.01, "119 s ago"),
+            (120.01, "2 min ago"),
+            (7199.01, "119 min ago"),
+            (7200.01, "2 h ago"),
+            (172_799.01, "47 h ago"),
+            (172_800.01, "2 days ago"),
+            (-90.99, "in 90 s"),
+            (-3600.99, "in 60 min"),
+        ] {
+            assert_eq!(ago(now - seconds), told);
+        }
+    }
+}
