@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use qtasks_host::broker::{MemoryBackend, Record};
+use qtasks_host::broker::{Again, Attempt, Broker, Cancelled, Finish, MemoryBackend, Record, Storage};
 use qtasks_host::{App, Settings, StartError, Status, Task, TaskContext, TaskError, Triggers};
-use qtasks_plugin_api::{Error, Event, Host, Plugin, TriggerError, config, define_plugin};
+use qtasks_plugin_api::{Error, ErrorBody, Event, Host, Plugin, TriggerError, config, define_plugin};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::sync::{Barrier, mpsc};
+use tokio::sync::{Barrier, Notify, mpsc};
 
 use crate::support::app::asked;
 use crate::support::{ERROR, TestApp, assert_says, returning};
@@ -60,6 +61,7 @@ async fn a_task_knows_its_name_id_attempt_and_configuration() {
                     ctx.task_name().to_owned(),
                     ctx.attempt(),
                     ctx.attempts(),
+                    ctx.is_last_attempt(),
                     ctx.uuid().to_owned(),
                 ))
             });
@@ -67,7 +69,9 @@ async fn a_task_knows_its_name_id_attempt_and_configuration() {
         .await;
     let uuid = "0b6aecd7-8c0a-4b33-8a4c-0f3ba6a9a3a5";
     let report = app.run_line(&format!(r#"{{"task": "who", "uuid": "{uuid}"}}"#)).await;
-    assert_eq!(returning(&report), format!(r#"["hello","who",1,4,"{uuid}"]"#));
+    assert_eq!(returning(&report), format!(r#"["hello","who",1,4,false,"{uuid}"]"#));
+    let only = app.run_line(&format!(r#"{{"task": "who", "uuid": "{uuid}", "attempts": 1}}"#)).await;
+    assert_eq!(returning(&only), format!(r#"["hello","who",1,1,true,"{uuid}"]"#));
 }
 
 #[tokio::test]
@@ -163,13 +167,17 @@ impl LinkedIn {
     fn double(&self, _ctx: &TaskContext, (number,): (i64,), _kwargs: ()) -> Result<i64, TaskError> {
         Ok(2 * number)
     }
+
+    fn misses(&self, _ctx: &TaskContext, (): (), (): ()) -> Result<(), TaskError> {
+        Err(TaskError::other("DeadlineExceeded", "that of the post office"))
+    }
 }
 
 define_plugin! {
     plugin: LinkedIn,
     name: "linked-in",
     handlers: { task_executor_run_task_trigger_error => on_error, task_executor_decode => inline on_decode },
-    tasks: { double => inline double },
+    tasks: { double => inline double, misses => misses },
 }
 
 #[tokio::test]
@@ -185,6 +193,18 @@ async fn a_linked_in_plugin_is_asked_beside_loaded_ones_provides_tasks_and_has_s
     assert_eq!(asked(&report).iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["linked-in", "scripted"]);
     assert_eq!(returning(&app.run("double", json!([21]), json!({})).await), "42");
     app.running.stop().await;
+}
+
+#[tokio::test]
+async fn an_error_that_is_called_as_a_missed_deadline_is_no_time_out_while_there_is_time() {
+    let app = TestApp::with(&[])
+        .set("tasks.misses.max_time = 60")
+        .start_with(|app| {
+            app.add_plugin::<LinkedIn>(Triggers::Handled);
+        })
+        .await;
+    let error = app.run("misses", json!([]), json!({})).await.error.expect("an error");
+    assert_eq!((&*error.kind, &*error.message), ("DeadlineExceeded", "that of the post office"));
 }
 
 #[tokio::test]
@@ -340,6 +360,59 @@ async fn a_worker_whose_reports_nobody_wants_any_more_leaves_the_rest_in_the_bro
     // At least the last one was not begun; what was begun and never ends is given back.
     assert_eq!(backend.waiting(), 2);
     assert!(worked.given_back <= 1, "{worked:?}");
+}
+
+#[tokio::test]
+async fn of_a_task_that_was_removed_while_it_ran_nothing_is_reported() {
+    let (begun, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (begins, goes_on) = (Arc::clone(&begun), Arc::clone(&go_on));
+    let app = TestApp::with(&[])
+        .start_with(|app| {
+            app.task("waits", move |_ctx: TaskContext, (): (), (): ()| {
+                let (begins, goes_on) = (Arc::clone(&begins), Arc::clone(&goes_on));
+                async move {
+                    begins.notify_one();
+                    goes_on.notified().await;
+                    Ok::<_, TaskError>(())
+                }
+            });
+        })
+        .await;
+    let backend = Arc::new(MemoryBackend::new(10, true));
+    let store = app.running.store(Arc::<MemoryBackend>::clone(&backend));
+    store.add(vec![Record::new(Task::new("waits").expect("a name"))]).await.expect("room");
+    let (sender, mut receiver) = mpsc::channel(1);
+    let removes = async {
+        begun.notified().await;
+        assert_eq!(store.flush_all().await, Ok(1));
+        backend.close();
+        go_on.notify_one();
+    };
+    let worker = app.running.worker(Arc::clone(&store));
+    let (worked, ()) = tokio::join!(worker.run(Some(sender)), removes);
+    worked.expect("memory does not fail");
+    assert!(receiver.recv().await.is_none());
+}
+
+#[tokio::test]
+async fn a_task_that_is_cancelled_before_its_next_attempt_is_reported_with_those_before() {
+    let app = TestApp::with(&[]).start().await;
+    let backend = Arc::new(MemoryBackend::new(10, true));
+    let store = app.running.store(Arc::<MemoryBackend>::clone(&backend));
+    store.add(vec![Record::new(Task::new("fails").expect("a name"))]).await.expect("room");
+    let taken = backend.take(1).await.expect("a task").remove(0);
+    assert_eq!(backend.cancel(taken.lease.uuid, "enough".to_owned()).await, Ok(Cancelled::Asked));
+    let error = Box::new(ErrorBody::new("E", "the first time"));
+    let attempt = Some(Attempt { attempt: 1, at: 1.5, seconds: 0.5, error, decisions: Vec::new() });
+    let retry = Some(Again { after: Duration::ZERO, left: 1 });
+    let again = Finish { lease: taken.lease, record: taken.record, retry, attempt };
+    assert_eq!(backend.finish(Arc::new([again])).await, Ok(Vec::new()));
+    backend.close();
+    let (sender, mut receiver) = mpsc::channel(1);
+    app.running.worker(store).run(Some(sender)).await.expect("memory does not fail");
+    let report = receiver.recv().await.expect("a report");
+    assert_eq!((report.status, report.cancel_reason.as_deref()), (Status::Cancel, Some("enough")));
+    assert_eq!(report.history.iter().map(|attempt| &*attempt.error.message).collect::<Vec<_>>(), ["the first time"]);
 }
 
 #[tokio::test]

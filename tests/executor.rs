@@ -121,6 +121,7 @@ async fn a_tasks_own_max_time_goes_before_its_settings_and_these_before_the_gene
     assert_says(&said(app.run_line(r#"{"task": "pending", "max_time": 0.01}"#).await), &["0.01 s"]);
     let app = TestApp::with(&[]).set("max_time = 0.03").set("tasks.pending.max_time = 0.02").start_with(register_failures).await;
     assert_says(&said(app.run("pending", json!([]), json!({})).await), &["0.02 s"]);
+    assert_says(&said(app.run_line(r#"{"task": "pending", "max_time": 0.01}"#).await), &["0.01 s"]);
 }
 
 #[tokio::test]
@@ -238,7 +239,7 @@ async fn with_no_attempt_left_the_original_error_stands() {
 
 #[tokio::test(start_paused = true)]
 async fn retry_after_waits_as_long_as_asked_and_no_longer_than_the_cap() {
-    for (seconds, cap, waited) in [("30", "3600", 30), ("1e9", "7", 7)] {
+    for (seconds, cap, waited) in [("30", "3600", 30), ("1e9", "7", 7), ("1e300", "7", 7)] {
         let app = directive(&format!("{{ directive = 'retry_after', seconds = {seconds} }}"))
             .set("max_attempts = 2")
             .set(format!("max_retry_delay = {cap}"))
@@ -308,6 +309,8 @@ async fn attempts_try_any_error_again_without_a_plugin() {
         let line = if settings { r#"{"task": "fails"}"# } else { r#"{"task": "fails", "attempts": 3}"# };
         let report = app.run_line(line).await;
         assert_eq!((report.status, report.attempt, runs.load(Ordering::Relaxed)), (Status::Error, 3, 3));
+        let own = app.run_line(r#"{"task": "fails", "attempts": 2}"#).await;
+        assert_eq!((own.status, own.attempt), (Status::Error, 2), "what a task says goes before its settings");
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use qtasks_host::{Status, TaskError};
-use qtasks_plugin_api::bounds::MAX_DEPTH;
+use qtasks_plugin_api::bounds::{MAX_BYTES, MAX_DEPTH};
 use serde_json::json;
 use serde_json::value::RawValue;
 
@@ -36,8 +36,14 @@ async fn the_list_has_the_bounds_of_every_result() {
             app.generator_task("deep", |_ctx, (depth,): (usize,), (): ()| {
                 Ok::<_, TaskError>([Ok::<_, TaskError>(RawValue::from_string("[".repeat(depth) + &"]".repeat(depth))?)])
             });
+            app.generator_task("long", |_ctx, (): (), (): ()| {
+                let half = "x".repeat(MAX_BYTES / 2);
+                Ok::<_, TaskError>(std::iter::repeat_with(move || Ok::<_, TaskError>(half.clone())))
+            });
         })
         .await;
+    let error = app.run("long", json!([]), json!({})).await.error.expect("an error");
+    assert_eq!((&*error.kind, &*error.message), ("ResultError", "more than 67108864 bytes were yielded"));
     assert_eq!(app.run("deep", json!([MAX_DEPTH - 1]), json!({})).await.status, Status::Success);
     let error = app.run("deep", json!([MAX_DEPTH]), json!({})).await.error.expect("an error");
     assert_eq!(error.kind, "ResultError");

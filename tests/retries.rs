@@ -131,6 +131,15 @@ async fn an_error_that_a_plugin_replaced_is_tried_again_as_what_it_is_now() {
 }
 
 #[tokio::test]
+async fn an_attempt_keeps_who_was_asked_about_its_error_and_nobody_else() {
+    let app = TestApp::with(&["scripted"]).answer("scripted", "task_executor_args_replace", "{}");
+    let report = app.set("tasks.raise.attempts = 2").start().await.raise().await;
+    let asked = |decisions: &[qtasks_host::trigger::Decision]| decisions.iter().map(|one| one.trigger.name()).collect::<Vec<_>>();
+    assert_eq!(asked(&report.history[0].decisions), [ERROR]);
+    assert_eq!(asked(&report.decisions), ["task_executor_args_replace", ERROR], "of the last one all is told");
+}
+
+#[tokio::test]
 async fn a_cancellation_is_never_tried_again() {
     let app = TestApp::with(&["scripted"])
         .set("tasks.cancel_me.attempts = 3")

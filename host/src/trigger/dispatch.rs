@@ -242,3 +242,17 @@ fn kind_of(directive: &qtasks_plugin_api::Directive) -> Result<OutcomeKind, Box<
         other => Err(Box::new(ErrorBody::new("AnswerError", format!("a directive this host does not know: {}", other.name())))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_beyond_the_bounds_is_not_sent() {
+        // Two quotes.
+        let most = "x".repeat(bounds::MAX_BYTES - 2);
+        assert_eq!(to_json(&most).map(|text| text.len()).map_err(|error| error.to_string()), Ok(bounds::MAX_BYTES));
+        let error = to_json(&(most + "x")).expect_err("one byte too many").to_string();
+        assert_eq!(error, "67108865 bytes, at most 67108864 are sent");
+    }
+}
