@@ -368,6 +368,17 @@ mod tests {
     }
 
     #[test]
+    fn an_error_is_told_with_its_message_or_else_its_payload_its_causes_and_its_place() {
+        let mut body = ErrorBody::new("E", "");
+        assert_eq!(body.to_string(), "E");
+        body.kwargs = RawValue::from_string(r#"{"code":7}"#.to_owned()).expect("JSON");
+        assert_eq!(body.to_string(), r#"E: {"code":7}"#);
+        (body.message, body.causes) = ("m".to_owned(), vec!["nearest".to_owned(), "first".to_owned()]);
+        body.location = Some("lib.rs:7:9".to_owned());
+        assert_eq!(body.to_string(), "E: m: nearest: first (at lib.rs:7:9)");
+    }
+
+    #[test]
     fn a_payload_is_kept_as_text_and_one_that_nobody_could_read_again_is_left_out() {
         let raw = |text: &str| RawValue::from_string(text.to_owned()).expect("JSON");
         let raised = |payload| TaskError::from(TaskPluginTriggerError::with_kwargs(payload)).into_body();
@@ -376,6 +387,9 @@ mod tests {
         let deep = raised(raw(&("[".repeat(121) + &"]".repeat(121))));
         assert_eq!((&*deep.kind, deep.kwargs.get()), (PLUGIN_ERROR, "{}"));
         assert_eq!(deep.message, "the payload of the plugin error is JSON nested deeper than 120");
+        let none = TaskError::from(TaskPluginTriggerError::with_kwargs(f64::NAN)).into_body();
+        assert_eq!(none.kwargs.get(), "{}");
+        assert!(none.message.starts_with("the payload of the plugin error has no JSON form: NaN"), "{none}");
     }
 
     #[test]
@@ -426,5 +440,6 @@ mod tests {
         let cancelled = TaskError::from(Wrapped(Wrapped(TaskCancelError::new("stop it"))));
         assert!(matches!(cancelled, TaskError::Cancel { reason } if reason == "stop it"));
         assert!(Error::from(TaskPluginTriggerError::new("in a handler")).into_body().causes.is_empty());
+        assert!(Error::from(TaskCancelError::new("in a handler")).into_body().causes.is_empty());
     }
 }

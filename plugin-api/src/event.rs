@@ -186,3 +186,18 @@ impl<'a> FromCall<'a> for TriggerError<'a> {
         Ok(event)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_that_was_raised_is_told_with_its_message_or_else_its_payload() {
+        for (message, kwargs, told) in
+            [("", "{}", "E"), ("", r#"{"code":7}"#, r#"E: {"code":7}"#), ("m", r#"{"code":7}"#, "E: m")]
+        {
+            let raised = format!(r#"{{"type": "E", "message": "{message}", "args": [], "kwargs": {kwargs}}}"#);
+            assert_eq!(serde_json::from_str::<RaisedError<'_>>(&raised).expect("an error").to_string(), told);
+        }
+    }
+}

@@ -82,3 +82,18 @@ impl fmt::Display for Json<'_> {
         f.write_str(self.0.get())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_text_until_somebody_asks_for_a_part_of_it() {
+        let json: Json<'_> = serde_json::from_str("{\"a\":\r\n 123456789012345678901234567890, \"b\": \"x\\ny\"}").expect("JSON");
+        assert_eq!(json.one_line(), r#"{"a":   123456789012345678901234567890, "b": "x\ny"}"#);
+        assert_eq!((json.get::<String>("b").as_deref(), json.get::<u8>("a"), json.get::<u8>("c")), (Some("x\ny"), None, None));
+        let short: Json<'_> = serde_json::from_str("[1]").expect("JSON");
+        assert!(matches!(short.one_line(), Cow::Borrowed("[1]")));
+        assert_eq!((short.get::<u8>("0"), short.to::<[u8; 1]>().ok()), (None, Some([1])));
+    }
+}

@@ -215,5 +215,8 @@ mod tests {
         assert_eq!(error.to_string(), "ArgumentError: args [1, 2]: more values than this task takes at line 1 column 5");
         let error = read_argument::<()>("kwargs", r#"{"a": 1}"#).expect_err("one too many");
         assert_eq!(error.to_string(), r#"ArgumentError: kwargs {"a": 1}: this task takes none"#);
+        let long = format!("[{}]", "é".repeat(1000));
+        let error = read_argument::<(i32,)>("args", &long).expect_err("no JSON").to_string();
+        assert!(error.starts_with(&format!("ArgumentError: args [{}…: ", "é".repeat(119))), "{error}");
     }
 }

@@ -395,6 +395,15 @@ mod tests {
     }
 
     #[test]
+    fn what_a_plugin_under_test_wrote_is_removed_with_it() {
+        let host = TestHost::<AnswersDeep>::start("{}").expect("it starts");
+        let directory = host.data_dir().to_owned();
+        std::fs::create_dir_all(directory.join("deeper")).expect("a directory of its own");
+        drop(host);
+        assert!(!directory.exists());
+    }
+
+    #[test]
     fn a_plugin_is_stopped_once_by_hand_or_when_its_host_is_dropped() {
         drop(TestHost::<CountsStops>::start("{}").expect("it starts"));
         assert_eq!(STOPS.load(Ordering::Relaxed), 1);

@@ -174,19 +174,22 @@ impl HostServices for Panics {
 
 static ROOT: Root = Root::new::<Tried>();
 
+fn init() -> Init {
+    Init {
+        plugin: "tried".to_owned(),
+        data_dir: "/nonexistent".into(),
+        config: serde_json::from_str("{}").expect("JSON"),
+        host_version: "test".to_owned(),
+    }
+}
+
 /// An instance as a host makes it, from the root symbol.
 fn instance(layout: Layout, lines: &Arc<AtomicU32>) -> Instance {
     // SAFETY: this is the static that `export_plugin!` exports, for the rest of the process, and built from this very description.
     let module = unsafe { Module::from_root_symbol((&raw const ROOT).cast(), layout) }.expect("our own root");
     assert_eq!(module.manifest(), Ok(<Tried as crate::export::Export>::MANIFEST));
     assert!(!module.has_ability(7));
-    let init = Init {
-        plugin: "tried".to_owned(),
-        data_dir: "/nonexistent".into(),
-        config: serde_json::from_str("{}").expect("JSON"),
-        host_version: "test".to_owned(),
-    };
-    let instance = module.create(&init, Panics(Arc::clone(lines))).expect("it is created");
+    let instance = module.create(&init(), Panics(Arc::clone(lines))).expect("it is created");
     instance.start().expect("it starts");
     instance
 }
@@ -231,11 +234,18 @@ fn an_outcome_is_checked_before_it_is_believed() {
     assert!(matches!(received(kind::RESULT, &deep, 1024), Err(BoundsError::TooDeep)));
     assert!(matches!(received(kind::DIRECTIVE, r#"{"directive": "sleep"}"#, 64), Err(BoundsError::Directive(_))));
     assert!(matches!(received(kind::FAILED, "{}", 64), Err(BoundsError::NotJson(_))));
+    // Within an error they would be kept as text, and read by nobody later.
+    let error = format!(r#"{{"type": "E", "message": "m", "args": {deep}}}"#);
+    assert!(matches!(received(kind::FAILED, &error, 1024), Err(BoundsError::TooDeep)));
+    let directive = format!(r#"{{"directive": "replace_error", "error": {error}}}"#);
+    assert!(matches!(received(kind::DIRECTIVE, &directive, 1024), Err(BoundsError::TooDeep)));
     assert!(matches!(received(9, "1", 64), Err(BoundsError::UnknownKind(9))));
 }
 
 #[cfg(feature = "async")]
 mod waiting {
+    use std::sync::mpsc;
+
     use super::*;
 
     struct Waiting;
@@ -252,6 +262,9 @@ mod waiting {
         async fn on_error(&self, event: TriggerError<'_>) -> Answer {
             tokio::task::yield_now().await;
             assert!(event.e.message != "panic", "in a poll");
+            if event.e.message == "never" {
+                std::future::pending::<()>().await;
+            }
             Answer::result(event.task_func.name.into_owned())
         }
 
@@ -265,6 +278,21 @@ mod waiting {
         plugin: Waiting,
         handlers: { task_executor_run_task_trigger_error => async on_error },
         tasks: { doubled => async doubled },
+    }
+
+    #[test]
+    fn an_async_call_that_nobody_waits_for_is_dropped() {
+        let instance = Module::linked_in::<Waiting>().create(&init(), Panics(Arc::default())).expect("it is created");
+        instance.start().expect("it starts");
+        let (sender, outcome) = mpsc::channel();
+        let kwargs = RaisedTask::new("resize").message("never").kwargs().to_string();
+        let id = 1 << 62;
+        instance.call_async(id, 0, "task_executor_run_task_trigger_error", &kwargs, move |outcome| drop(sender.send(outcome)));
+        instance.cancel(id);
+        let outcome = outcome.recv_timeout(Duration::from_secs(60)).expect("it ends");
+        let Ok(Received::Failed(error)) = outcome else { panic!("{outcome:?}") };
+        assert_eq!(error.to_string(), "Cancelled: the call was cancelled before it ended");
+        instance.stop().expect("it stops");
     }
 
     #[test]
