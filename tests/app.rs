@@ -52,7 +52,7 @@ async fn closures_may_be_async_blocking_or_inline_and_take_what_serde_reads() {
 async fn a_task_knows_its_name_id_attempt_and_configuration() {
     let app = TestApp::with(&[])
         .set("tasks.who.config.greeting = 'hello'")
-        .set("tasks.who.attempts = 4")
+        .set("tasks.who.attempts = 2")
         .start_with(|app| {
             app.inline_task("who", |ctx, (): (), (): ()| {
                 let config: BTreeMap<String, String> = ctx.config()?;
@@ -69,7 +69,7 @@ async fn a_task_knows_its_name_id_attempt_and_configuration() {
         .await;
     let uuid = "0b6aecd7-8c0a-4b33-8a4c-0f3ba6a9a3a5";
     let report = app.run_line(&format!(r#"{{"task": "who", "uuid": "{uuid}"}}"#)).await;
-    assert_eq!(returning(&report), format!(r#"["hello","who",1,4,false,"{uuid}"]"#));
+    assert_eq!(returning(&report), format!(r#"["hello","who",1,2,false,"{uuid}"]"#));
     let only = app.run_line(&format!(r#"{{"task": "who", "uuid": "{uuid}", "attempts": 1}}"#)).await;
     assert_eq!(returning(&only), format!(r#"["hello","who",1,1,true,"{uuid}"]"#));
 }
@@ -310,6 +310,22 @@ async fn a_worker_runs_as_many_tasks_at_once_as_its_concurrency_says() {
     results.sort_unstable();
     assert_eq!(results, ["0", "123", "123", "123", "123", "2", "4", "6"]);
     app.running.stop().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_may_run_no_task_at_once_runs_one() {
+    let mut app = App::new(Settings { concurrency: 0, ..Settings::default() });
+    app.inline_task("a", |_ctx, (): (), (): ()| Ok::<_, TaskError>(1));
+    let running = app.start().await.expect("the application starts");
+    let backend = Arc::new(MemoryBackend::new(10, false));
+    let store = running.store(Arc::<MemoryBackend>::clone(&backend));
+    store.add(vec![Record::new(Task::new("a").expect("a name"))]).await.expect("room");
+    backend.close();
+    let (sender, mut receiver) = mpsc::channel(1);
+    let worker = running.worker(store);
+    let worked = tokio::time::timeout(Duration::from_secs(60), worker.run(Some(sender))).await.expect("it ends");
+    worked.expect("memory does not fail");
+    assert_eq!(returning(&receiver.recv().await.expect("a report")), "1");
 }
 
 #[tokio::test]

@@ -354,6 +354,7 @@ async fn a_lease_ends_with_the_next_delivery(brokers: Brokers) {
     assert!(finish(&other, ended(&new, TaskStatus::Success)).await);
     assert!(!finish(&other, ended(&new, TaskStatus::Error)).await, "once");
     assert_eq!(other.counts().await.expect("counts"), Counts { new: 1, success: 1, ..Counts::default() });
+    assert_eq!(&*take_one(&other).await.record.task.name, "b", "who had it first put nothing back");
 }
 
 async fn what_is_given_back_waits_as_its_record_says_now(brokers: Brokers) {
@@ -796,6 +797,26 @@ async fn a_delayed_task_whose_record_was_removed_from_a_redis_server_is_gone() {
     server.command::<()>(&["DEL", &key]);
     assert_eq!(&*take_one(&backend).await.record.task.name, "now");
     assert_eq!(backend.counts().await.expect("counts"), Counts { process: 1, ..Counts::default() });
+}
+
+#[tokio::test]
+async fn a_task_that_is_twice_in_the_queue_of_a_redis_server_is_taken_once() {
+    let Some(brokers) = Brokers::redis() else { return };
+    let server = brokers._redis.as_ref().expect("it runs");
+    let backend = brokers.open().await;
+    backend.attach().await.expect("a worker");
+    let record = task("a", 0);
+    let item = format!("a:{}:0", record.task.uuid);
+    let queue_again = || server.command::<u64>(&["RPUSH", "QueueTasks:task_queue", &item]);
+    backend.add(vec![record]).await.expect("room");
+    queue_again();
+    let taken = backend.take(5).await.expect("tasks");
+    assert_eq!(taken.len(), 1);
+    queue_again();
+    backend.add(vec![task("b", 0)]).await.expect("room");
+    let others = backend.take(5).await.expect("tasks");
+    assert_eq!(others.iter().map(|taken| &*taken.record.task.name).collect::<Vec<_>>(), ["b"], "the other one runs");
+    assert!(finish(&backend, ended(&taken[0], TaskStatus::Success)).await, "its lease is as it was");
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! Tasks that are commands: what goes in, what comes out, and what is left of them when they fail or take too long.
 
 use std::io::Read;
+use std::time::Duration;
 
 use qtasks_host::{StartError, Status};
 use serde_json::{Value, json};
@@ -155,9 +156,21 @@ async fn beyond_max_time_a_command_is_killed_with_everything_it_started() {
 
 #[tokio::test]
 async fn what_a_command_leaves_behind_ends_with_it() {
-    // The one left behind holds standard output open: without its end there would be no result.
-    let app = script("while :; do sleep 1000; done & echo 1", &[]).await;
+    let app = TestApp::with(&[]);
+    let fifo = app.place.fifo("alive");
+    // The one left behind holds standard output open, and the FIFO for as long as it lives.
+    let script = format!("exec 3>'{}'; while :; do sleep 1000; done & echo 1", fifo.display());
+    let app = app.set(format!("tasks.script.command = ['sh', '-c', {}]", toml::Value::from(script))).start().await;
+    let (sender, ended) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let mut rest = String::new();
+        // The end of the file comes when nobody is left who could write.
+        let read = std::fs::File::open(fifo).and_then(|mut alive| alive.read_to_string(&mut rest));
+        sender.send(read.map_err(|error| error.to_string()))
+    });
     assert_eq!(returning(&app.run("script", json!([]), json!({})).await), "1");
+    let ended = tokio::time::timeout(Duration::from_secs(60), ended).await.expect("nobody is left");
+    assert_eq!(ended, Ok(Ok(0)));
 }
 
 /// The daemon lives until somebody writes to the FIFO `go_on`. Waited for, it would keep the task until its `max_time`.

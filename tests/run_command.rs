@@ -213,6 +213,12 @@ fn what_a_plugin_logs_in_any_of_three_ways_is_in_the_log_under_its_name() {
 }
 
 #[test]
+fn a_plugin_that_fails_is_told_as_it_happens() {
+    let ended = Host::run(&place(&["scripted", "fails_in_handler"])).with_input(RAISE).expect_code(1);
+    assert_says(&ended.stderr, &["WARN", "the plugin failed, the next one is asked: BadFallback: ", " plugin=fails-in-handler"]);
+}
+
+#[test]
 fn a_plugin_that_panics_when_it_is_dropped_is_told() {
     let ended = Host::run(&place(&["panics_in_drop"])).end().expect_code(0);
     assert_says(&ended.stderr, &["ERROR", "the plugin's Drop panicked: Panic: no end (at "]);
