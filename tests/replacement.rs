@@ -175,6 +175,19 @@ async fn what_runs_ends_in_the_version_it_began_with_isolated() {
     what_runs_ends_in_the_version_it_began_with("process").await;
 }
 
+#[tokio::test]
+async fn a_plugin_that_is_added_where_nobody_was_asked_before_is_asked() {
+    let app = TestApp::with(&[])
+        .start_with(|app| {
+            app.inline_task("raise", |ctx, (): (), _kwargs: Value| Err::<(), _>(ctx.plugin_error(json!({}))));
+        })
+        .await;
+    assert_eq!(app.raise().await.status, Status::Error);
+    put(&app.place, "versioned_1");
+    app.replaced().await;
+    assert_eq!(returning(&app.raise().await), "1");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn plugins_are_added_and_removed_and_linked_in_ones_and_own_tasks_stay() {
     let app = TestApp::with(&["scripted"])
