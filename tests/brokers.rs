@@ -719,15 +719,22 @@ async fn a_record_that_was_removed_from_a_redis_server_meanwhile_stays_removed()
     let server = brokers._redis.as_ref().expect("it runs");
     let backend = brokers.open().await;
     backend.attach().await.expect("a worker");
-    backend.add(vec![task("a", 0), task("b", 0)]).await.expect("room");
-    let taken = backend.take(2).await.expect("tasks");
-    server.command::<()>(&["DEL", &format!("QueueTasks:{}", taken[0].lease.uuid)]);
-    let batch: Vec<Finish> = taken.iter().map(|taken| ended(taken, TaskStatus::Success)).collect();
-    assert_eq!(backend.finish(batch.into()).await, Ok(Vec::new()));
-    assert_eq!(backend.get(taken[0].lease.uuid).await.map(|found| found.is_none()), Ok(true));
-    let kept = backend.get(taken[1].lease.uuid).await.expect("an answer").expect("it is there");
-    assert_eq!(kept.status, TaskStatus::Success);
-    assert!(!server.keys().iter().any(|key| key.ends_with(":missing")), "{:?}", server.keys());
+    // All at once, and one by one.
+    for has_claim in [true, false] {
+        backend.add(vec![task("a", 0), task("b", 0)]).await.expect("room");
+        let taken = backend.take(2).await.expect("tasks");
+        server.command::<()>(&["DEL", &format!("QueueTasks:{}", taken[0].lease.uuid)]);
+        if !has_claim {
+            let claim = server.keys().into_iter().find(|key| key.starts_with("qtasks-host:QueueTasks:claim:"));
+            server.command::<()>(&["DEL", &claim.expect("it has one so far")]);
+        }
+        let batch: Vec<Finish> = taken.iter().map(|taken| ended(taken, TaskStatus::Success)).collect();
+        assert_eq!(backend.finish(batch.into()).await, Ok(Vec::new()));
+        assert_eq!(backend.get(taken[0].lease.uuid).await.map(|found| found.is_none()), Ok(true), "{has_claim}");
+        let kept = backend.get(taken[1].lease.uuid).await.expect("an answer").expect("it is there");
+        assert_eq!(kept.status, TaskStatus::Success);
+        assert!(!server.keys().iter().any(|key| key.ends_with(":missing")), "{:?}", server.keys());
+    }
 }
 
 #[tokio::test]

@@ -133,12 +133,14 @@ fn a_client_that_only_looks_makes_no_file_of_tasks() {
 }
 
 #[test]
-fn the_state_directory_that_a_client_is_told_has_the_file_of_tasks() {
+fn a_client_finds_the_file_of_tasks_in_the_state_directory_that_it_is_told_and_logs_as_it_is_told() {
     let place = Place::new();
     let client = |words: &[&str]| Host::new(&place).args(words).args(["--state-dir", "here"]).end().expect_code(0).stdout;
     let uuid = client(&["task", "add", "any"]);
     assert!(place.path("here/tasks.db").exists());
     assert_says(&client(&["task", "list"]), &[uuid.trim_end()]);
+    let loud = Host::new(&place).args(["task", "list", "--state-dir", "here", "--log", "loud"]).end().expect_code(2);
+    assert_says(&loud.stderr, &["setting `log` is \"loud\"", "is no level"]);
 }
 
 #[test]
