@@ -376,6 +376,17 @@ fn ping_asks_for_a_worker_of_this_project() {
 }
 
 #[test]
+fn whoever_has_a_result_from_a_redis_server_finds_a_worker_there() {
+    let Some(server) = RedisServer::start() else { return };
+    let project = Project::at(Place::new(), server.url(), &[]);
+    assert_eq!(project.json(&["ping"], 6)["running"], false);
+    let worker = project.start(&[r#"tasks.a.command = ["echo", "7"]"#]);
+    project.wait(&project.add(&["a"]));
+    assert_eq!(project.json(&["ping"], 0)["running"], true);
+    assert!(worker.stop().0.success());
+}
+
+#[test]
 fn flush_all_asks_before_it_removes_everything() {
     let project = Project::sqlite(&[]);
     let uuid = project.add(&["a"]);
