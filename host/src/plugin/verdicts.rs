@@ -222,7 +222,9 @@ impl Verdicts {
     /// Notes that a probe begins.
     pub(super) fn begin(&self, subject: &Subject) -> Result<(), VerdictError> {
         let process = ProcessMark::of(std::process::id());
-        self.write(Entry { host: this_host(), state: State::Probing, process, subject: subject.clone(), quarantined: None })
+        // How often harm was seen before is counted on.
+        let quarantined = self.read(&self.file(&subject.digest)).and_then(|entry| entry.quarantined);
+        self.write(Entry { host: this_host(), state: State::Probing, process, subject: subject.clone(), quarantined })
     }
 
     /// Notes that the bytes are good. Where there is no room for that they are forgotten: still under probe once this process has

@@ -25,6 +25,29 @@ fn a_quarantine_is_lifted_by_a_whole_name_or_by_eight_digits_of_the_digest() {
     assert_eq!(lifted("bbbbbbbb"), ["a"]);
 }
 
+#[test]
+fn what_is_in_quarantine_is_listed_by_path_with_how_often_it_was_seen_and_when() {
+    let state = tempfile::tempdir().expect("a directory");
+    let verdicts = Verdicts::new(state.path());
+    let quarantine = |plugin: &str, digit: &str| {
+        verdicts.quarantine(&subject(plugin, digit), QuarantineKind::SideEffect, "seen".to_owned()).expect("room");
+    };
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).expect("after the epoch").as_secs();
+    let begun = now();
+    // The first letters of the digests are in another order than those of the paths, both ways.
+    for (plugin, digit) in [("c", "1"), ("a", "8"), ("e", "0"), ("b", "3"), ("d", "9"), ("f", "5")] {
+        quarantine(plugin, digit);
+    }
+    quarantine("b", "3");
+    // A later version of the host probes it again, and finds it no better.
+    verdicts.begin(&subject("d", "9")).expect("room");
+    quarantine("d", "9");
+    let found = verdicts.quarantined().expect("our own directory");
+    let seen: Vec<_> = found.iter().map(|entry| (&*entry.plugin, entry.count)).collect();
+    assert_eq!(seen, [("a", 1), ("b", 2), ("c", 1), ("d", 2), ("e", 1), ("f", 1)]);
+    assert!(found.iter().all(|entry| (begun..=now()).contains(&entry.since)), "{found:?}");
+}
+
 /// Other harm was done, whoever saw it; this kind may be admitted, and then this host must have compared the layout.
 #[test]
 fn side_effects_are_those_that_this_hosts_probe_saw() {
