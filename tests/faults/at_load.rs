@@ -1,5 +1,7 @@
 //! What a library does while it is loaded: the first load of unknown bytes is in a guest process.
 
+use std::net::TcpListener;
+
 use super::{Held, RAISE, answered, beside_good_ones, quarantine, refused, run};
 use crate::support::worker::Project;
 use crate::support::{Host, assert_says};
@@ -20,6 +22,7 @@ faults! {
     constructor_forges_a_report: "a constructor writes a good report to every descriptor" => "quarantined as `crash`: the report lacks the nonce";
     constructor_allocates_without_end: "a constructor allocates without end" => "ended by the probe's limit of memory, quarantined as `crash`";
     constructor_kills_its_parent: "a constructor kills the process that probes it" => "the sandbox refuses the signal; the plugin runs";
+    constructor_connects: "a constructor opens a TCP connection" => "the sandbox refuses it in the probe; in the host's own process nothing does";
     constructor_leaves_a_child: "a constructor leaves a process behind" => "the sandbox refuses it a process; with `processes = true` it is killed with its process group";
     constructor_leaves_a_daemon: "a constructor leaves a process in a session of its own behind" => "the sandbox refuses it a process; with `processes = true` it is not reached, and lives on, sandboxed";
     constructor_borrows_a_thread: "a constructor makes another thread of its process write a file" => "the sandbox holds for every thread";
@@ -156,6 +159,7 @@ fn changes(plugin: &str, said: &[&str]) {
     assert_says(&line(&list(&[])).expect("it is listed"), &["refused: it is in quarantine", "(side-effect)"]);
     let isolated = answered(run(&place).set(&format!("plugins.{name}.isolation=process")).with_input(RAISE));
     assert!(!isolated.stderr.contains("plugin refused"), "{}", isolated.stderr);
+    assert_says(&isolated.stderr, &["loading the library had side effects: "]);
     // No longer admitted, it is what it was, and it is said how to admit it.
     let said = ["(side-effect)", "`isolation = \"process\"`", "`side_effects = \"admit\"`"];
     refused(&answered(run(&place).with_input(RAISE)), plugin, "quarantined", &said);
@@ -243,6 +247,19 @@ fn constructor_borrows_a_thread() {
     let place = beside_good_ones("constructor_borrows_a_thread");
     answered(run(&place).set("plugins.constructor-borrows-a-thread.isolation=process").with_input(RAISE));
     assert!(!place.path("escaped").exists(), "a guest wrote outside of its data directory");
+}
+
+/// With landlock of ABI 4 or later; an older kernel lets the probe connect as well.
+fn constructor_connects() {
+    let place = beside_good_ones("constructor_connects");
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    place.write("port", listener.local_addr().expect("it is bound").port().to_string());
+    let ended = answered(run(&place).env("RUST_LOG", "info").with_input(RAISE));
+    assert!(!ended.stderr.contains("plugin refused"), "{}", ended.stderr);
+    listener.set_nonblocking(true).expect("it is ours");
+    let connected = std::iter::from_fn(|| listener.accept().ok()).count();
+    let enforced = !ended.stderr.contains("this kernel does not enforce the probe's whole sandbox");
+    assert!(connected == 1 || !enforced, "the host connected, and {connected} did in all");
 }
 
 fn constructor_leaves_a_child() {

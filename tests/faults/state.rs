@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -26,6 +26,7 @@ faults! {
     state_is_a_file: "the state directory cannot be written to" => "nothing is loaded that was not probed; tasks run";
     disk_is_full: "the disk of the state directory is full" => "what is known good runs, nothing is loaded that was not probed";
     disk_is_full_after_a_probe: "the disk of the state directory is full once a probe has begun" => "the library is not loaded, and not in quarantine: probed again when there is room";
+    power_cut: "the power is cut while a verdict is written" => "that a library is under probe, or in quarantine, is on the disk before anything more is done";
     disk_is_read_only: "the disk of the state directory is read-only" => "what is known good runs, nothing is loaded that was not probed";
     probing_by_the_dead: "a probe is on record whose host is gone" => "quarantined as `unfinished`";
     probing_by_the_living: "a probe is on record whose host lives" => "probed again";
@@ -233,6 +234,27 @@ fn disk_is_full_after_a_probe() {
     assert!(quarantine(&place).is_empty());
 }
 
+/// Nobody cuts the power here; it is looked at what would be there if somebody did.
+fn power_cut() {
+    let place = beside_good_ones("constructor_segfaults");
+    let shim = place.path("disk_order.so");
+    if !c::compile("disk_order", &shim, &[]) {
+        return;
+    }
+    let order = place.path("order");
+    let ended = answered(run(&place).env("LD_PRELOAD", &shim).env("QTASKS_TEST_ORDER", &order).with_input(RAISE));
+    refused(&ended, "constructor_segfaults", "probe-harm", &["SIGSEGV"]);
+    let order = fs::read_to_string(order).expect("verdicts were written");
+    let verdicts = place.state().join("verdicts");
+    let done: Vec<(&str, &Path)> =
+        order.lines().map(|line| line.split_once(' ').expect("two words")).map(|(what, path)| (what, Path::new(path))).collect();
+    let [probing, quarantined] = done.as_chunks::<3>().0 else { panic!("two were written: {done:?}") };
+    for [(first, written), (second, renamed), (third, directory)] in [probing, quarantined] {
+        assert_eq!([*first, *second, *third], ["sync", "rename", "sync"]);
+        assert!(written == renamed && written.starts_with(&verdicts) && *directory == verdicts, "{done:?}");
+    }
+}
+
 fn disk_is_read_only() {
     disk_that_takes_nothing("QTASKS_TEST_READ_ONLY", "Read-only file system");
 }
@@ -313,7 +335,8 @@ fn lifted_by_hand() {
         host.arg("--state-dir").arg(place.state()).end()
     };
     let list = command(&["list"]).expect_code(0).stdout;
-    assert_says(&list, &["constructor-segfaults ", " crash: its process was killed by signal 11 (SIGSEGV)", "seen 1 time(s)"]);
+    assert_says(&list, &["constructor-segfaults ", " crash: its process was killed by signal 11 (SIGSEGV)", "seen 1 time(s), /"]);
+    assert_says(&list, &["/plugins/libconstructor_segfaults.so)\n"]);
     let looked = Host::new(&place).args(["plugin", "list", "--plugins"]).arg(place.plugins());
     let looked = looked.arg("--state-dir").arg(place.state()).end().expect_code(4);
     assert_says(&looked.stdout, &["libconstructor_segfaults.so: refused: it is in quarantine: "]);
@@ -327,7 +350,8 @@ fn lifted_by_hand() {
     );
     assert_says(&command(&["clear", "constructor-segfaults"]).expect_code(0).stdout, &["lifted: constructor-segfaults "]);
     assert!(quarantine(&place).is_empty());
-    refused(&answered(run(&place).with_input(RAISE)), "constructor_segfaults", "probe-harm", &["SIGSEGV"]);
+    let lifting = ["SIGSEGV", "or lift it with `qtasks-host plugin quarantine clear constructor-segfaults`"];
+    refused(&answered(run(&place).with_input(RAISE)), "constructor_segfaults", "probe-harm", &lifting);
     assert_says(&command(&["clear", "--all"]).expect_code(0).stdout, &["lifted: constructor-segfaults "]);
     assert!(quarantine(&place).is_empty());
     assert_eq!(command(&["clear", "--all"]).expect_code(0).stdout, "nothing is in quarantine\n");
