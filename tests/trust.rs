@@ -110,6 +110,31 @@ fn lock_check_writes_nothing_and_says_whether_anything_would_change() {
     assert_eq!(lock_text(&place), before);
 }
 
+/// Beside the lock file, which only a rename reaches.
+fn unfinished(place: &Place) -> Vec<String> {
+    let names = std::fs::read_dir(place.plugins()).expect("listed").flatten();
+    names.map(|entry| entry.file_name().to_string_lossy().into_owned()).filter(|name| name.ends_with(".tmp")).collect()
+}
+
+#[test]
+fn a_lock_file_that_cannot_be_put_in_its_place_leaves_nothing_beside_it() {
+    let place = place();
+    std::fs::create_dir_all(place.plugins().join("plugins.lock/full")).expect("made");
+    let ended = lock(&place).end();
+    assert_ne!(ended.code, Some(0), "{ended:?}");
+    assert_says(&ended.stderr, &["cannot write the lock file /", "make its directory writable"]);
+    assert_eq!(unfinished(&place), Vec::<String>::new());
+}
+
+#[test]
+fn what_a_killed_process_of_the_same_number_left_is_in_nobodys_way() {
+    let place = place();
+    let script = "echo half > plugins/.plugins.lock.$$.tmp; exec \"$0\" \"$@\"";
+    Host::shell(&place, script).args(["plugin", "lock", "--plugins", "plugins"]).end().expect_code(0);
+    assert_eq!(unfinished(&place), Vec::<String>::new());
+    list(&place).end().expect_code(0);
+}
+
 #[test]
 fn lock_runs_no_code_of_a_library() {
     let place = Place::new();
@@ -193,6 +218,8 @@ async fn a_damaged_lock_refuses_everything_with_line_and_reason() {
             "line 5: unknown field `sha512`",
         ),
         ("\u{0}", "lock-damaged", "line 1: "),
+        // What a stranger wrote into it is obeyed by no terminal.
+        ("\"\\u001b[31m\" = 1\n", "lock-damaged", "unknown field `\\u{1b}[31m`"),
         (&too_large, "lock-damaged", "more than 4194304 bytes"),
     ] {
         let app = TestApp::with(&["documented_example", "penguins"]);
@@ -209,6 +236,7 @@ async fn a_damaged_lock_refuses_everything_with_line_and_reason() {
         // The command heals it, and says that it was damaged.
         let ended = lock(&app.place).end().expect_code(0);
         assert_says(&ended.stdout, &["plugins.lock could not be used: it is damaged", "+ penguins 0.1.0", "plugins: 2"]);
+        assert!(!ended.stdout.contains('\u{1b}'), "{}", ended.stdout);
         list(&app.place).end().expect_code(0);
     }
     let app = TestApp::with(&["penguins"]);
@@ -241,6 +269,9 @@ async fn a_lock_file_of_the_settings_must_be_there_and_can_be_anywhere() {
     assert!(file.exists() && !place.plugins().join("plugins.lock").exists());
     assert_says(&with_file(list(&place)).end().expect_code(0).stdout, &["penguins 0.1.0 (locked)"]);
     with_file(lock(&place)).arg("--check").end().expect_code(0);
+    // A bare name is one of the directory that the host was started in.
+    let ended = list(&place).args(["--lock-file", "locks.toml"]).current_dir(place.root()).end().expect_code(0);
+    assert_says(&ended.stdout, &["penguins 0.1.0 (locked)"]);
 }
 
 #[tokio::test]
@@ -257,6 +288,17 @@ async fn a_good_signature_by_a_trusted_key_lets_a_library_in() {
     lock(&app.place).end().expect_code(0);
     let both = list(&app.place).arg("--trusted-key").arg(ours.pk.to_base64()).arg("--trusted-key").arg(theirs.pk.to_base64());
     assert_says(&both.end().expect_code(0).stdout, &["penguins 0.1.0 (locked-and-signed): "]);
+}
+
+/// The number of a key is random, and nobody keeps it unique.
+#[tokio::test]
+async fn of_two_trusted_keys_with_one_number_either_will_do() {
+    let (ours, theirs) = (key(), key());
+    // Two bytes for the algorithm and eight for the number are the first 14 digits.
+    let other = format!("{}{}", &ours.pk.to_base64()[..14], &theirs.pk.to_base64()[14..]);
+    let app = TestApp::with(&["penguins"]).set(format!("trusted_keys = [\"{other}\", \"{}\"]", ours.pk.to_base64()));
+    sign(&ours, &app.place.plugins().join("libpenguins.so"));
+    assert_eq!(app.start().await.file("libpenguins.so").trust, Some(TrustState::Signed));
 }
 
 /// Starts with one library whose signature `make` makes, under the trust in `key`.
@@ -352,19 +394,38 @@ fn a_lock_file_that_is_no_file_name_is_told_so() {
     }
 }
 
-#[test]
-fn a_lock_file_that_a_group_can_write_to_is_warned_about_and_refused_in_strict_mode() {
-    let place = place();
+/// Whatever the umask is.
+fn close_to_groups(place: &Place) {
     for entry in std::fs::read_dir(place.plugins()).expect("listed").flatten() {
         std::fs::set_permissions(entry.path(), std::fs::Permissions::from_mode(0o644)).expect("ours");
     }
-    std::fs::set_permissions(place.plugins(), std::fs::Permissions::from_mode(0o755)).expect("ours");
+}
+
+#[test]
+fn a_lock_file_that_a_group_can_write_to_is_warned_about_and_refused_in_strict_mode() {
+    let place = place();
+    close_to_groups(&place);
     lock(&place).end().expect_code(0);
     std::fs::set_permissions(place.plugins().join("plugins.lock"), std::fs::Permissions::from_mode(0o664)).expect("ours");
     let ended = list(&place).end().expect_code(0);
     assert_says(&ended.stderr, &["WARN", "lock file: group ", "plugins.lock (mode 0664)"]);
     let ended = list(&place).arg("--strict").end().expect_code(4);
     assert_says(&ended.stdout, &["plugins.lock cannot be used", "which strict mode refuses"]);
+}
+
+#[test]
+fn so_is_one_whose_directory_a_group_can_write_to() {
+    let place = place();
+    close_to_groups(&place);
+    let directory = place.path("locks");
+    std::fs::create_dir(&directory).expect("made");
+    std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o775)).expect("ours");
+    let with_file = |host: Host| host.arg("--lock-file").arg(directory.join("plugins.lock"));
+    with_file(lock(&place)).end().expect_code(0);
+    let ended = with_file(list(&place)).end().expect_code(0);
+    assert_says(&ended.stderr, &["WARN", "lock file /", "/locks (mode 0775)"]);
+    let ended = with_file(list(&place)).arg("--strict").end().expect_code(4);
+    assert_says(&ended.stdout, &["plugins.lock cannot be used", "/locks (mode 0775), which strict mode refuses"]);
 }
 
 const OVERRIDE: &str = "plugins.penguins.trust=\"override\"";
