@@ -313,6 +313,34 @@ fn stats_tell_what_a_worker_would_be() {
 }
 
 #[test]
+fn stats_are_told_in_rows_as_well() {
+    let project = Project::sqlite(&["documented_example", "scripted", "no_entry_point"]);
+    let text = project.place.write("plugins/text.so", "no library");
+    let inspect = |what: &str, plugins: &[&str]| {
+        let host = project.client(&["stats", "inspect", what]).args(plugins).arg("--state-dir").arg(project.place.state());
+        let ended = host.set("max_time = 1.5").end().expect_code(0);
+        // Columns are as wide as they need to be.
+        let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        ended.stdout.lines().map(words).collect::<Vec<_>>().join("\n")
+    };
+    let plugins = ["--plugins", "plugins", "--set", "tasks.echo.attempts = 4", "--set", "tasks.echo.max_time = 2.5"];
+    let broker = format!("broker {}\n", project.url);
+    let file = format!("file {} refused: ", text.display());
+    let app = inspect("app", &plugins);
+    assert_says(&app, &["project QueueTasks\n", &broker, "max_time 1.5 s\n", &file, "too short for an ELF header"]);
+    let running = "plugin documented-example 0.1.0 running task_executor_run_task_trigger_error\n";
+    assert_says(&app, &[running, "plugin no-entry-point 0.1.0 refused: ", "\ntask echo by scripted\n"]);
+    let tasks = inspect("tasks", &plugins);
+    assert_says(&tasks, &["task provided by max_time attempts\n", "\necho scripted 2.5 s 4\n", "\nraise scripted - -\n"]);
+    assert_eq!(inspect("tasks", &[]), "no tasks: name a directory with --plugins, or declare commands under [tasks]");
+    project.add(&["echo"]);
+    project.add(&["echo", "--delay", "3600"]);
+    let counts =
+        ["new 2", "of them delayed 1", "process 0", "success 0", "error 0", "of them set aside 0", "cancel 0", "retry 0"];
+    assert_eq!(inspect("counts", &[]), counts.join("\n"));
+}
+
+#[test]
 fn stats_end_though_a_plugin_hangs() {
     let project = Project::sqlite(&["hangs_in_start"]);
     let host = project.client(&["stats", "inspect", "app"]).arg("--plugins").arg(project.place.plugins());

@@ -116,10 +116,23 @@ fn inspect_shows_everything_that_a_library_declares() {
             "\"values\"",
         ],
     );
-    let ended = Host::new(&place).args(["plugin", "inspect", "--json"]).arg(&library).end().expect_code(0);
-    let report: Value = serde_json::from_str(&ended.stdout).expect("JSON");
+    let as_json = Host::new(&place).args(["plugin", "inspect", "--json"]).arg(&library).end().expect_code(0);
+    let report: Value = serde_json::from_str(&as_json.stdout).expect("JSON");
     let values = &report["manifest"]["config"]["properties"]["values"];
     assert_eq!((&values["type"], &report["state"]), (&json!("object"), &json!("found")));
+    let said = |key: &str| match &report["manifest"][key] {
+        Value::String(text) => text.clone(),
+        Value::Array(texts) => texts.iter().map(|text| text.as_str().expect("a text")).collect::<Vec<_>>().join(", "),
+        other => other.to_string(),
+    };
+    let rows =
+        [("description", "description"), ("authors", "authors"), ("sdk", "sdk"), ("built by", "rustc"), ("target", "target")];
+    for (row, key) in rows.into_iter().chain([("priority", "priority")]) {
+        assert!(!said(key).is_empty(), "{key}");
+        assert_says(&ended.stdout, &[&format!("\n{row:<13}{}\n", said(key))]);
+    }
+    let ended = Host::new(&place).args(["plugin", "inspect"]).arg(place.copy("penguins")).end().expect_code(0);
+    assert_says(&ended.stdout, &["\ntask         penguin_ratios (inline)\n", "\ntask         species_statistics (inline)\n"]);
 }
 
 #[test]
