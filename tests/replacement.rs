@@ -340,6 +340,7 @@ fn a_watched_directory_is_looked_at_when_a_lock_file_elsewhere_changes() {
     let mut worker = Worker::spawn(project.worker().arg("--lock-file").arg(&lock).arg("--watch"));
     put(&project.place, "versioned_2");
     assert_says(&worker.read_until("plugin refused"), &["lock-mismatch"]);
+    assert_says(&worker.read_until("goes on"), &["plugin versioned 1.0.0 (", ") goes on: what was to replace it was refused"]);
     worker.read_until("no plugin was replaced");
     renew();
     assert_says(&worker.read_until("was replaced by"), &["versioned 2.0.0"]);
