@@ -310,6 +310,7 @@ fn lines_of_many(how: &str) -> Ended {
     assert_eq!(ended.result()["returning"], 123);
     let lines = ended.stderr.lines().filter(|line| line.contains("of many")).count();
     assert!(lines > 0 && lines < 50_000, "{lines} lines got through");
+    assert_says(&ended.stderr, &["1000 lines in a second: those that follow in it are dropped"]);
     ended
 }
 

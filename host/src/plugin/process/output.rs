@@ -41,7 +41,7 @@ pub(super) async fn log_output(stream: pipe::Receiver, name: &'static str, servi
     }
 }
 
-/// Lets [`LINES_A_SECOND`] lines through, and says how many it dropped.
+/// Lets [`LINES_A_SECOND`] lines through. It says at once that it drops some, since there may be none after them, and later how many.
 pub(super) struct LineLimit {
     since: Instant,
     taken: u32,
@@ -55,15 +55,18 @@ impl Default for LineLimit {
 
 impl LineLimit {
     pub(super) fn take(&mut self, services: &TracingServices) -> bool {
+        let warn = |message: String| services.log(LogLine { level: Level::Warn, target: "host", message: &message, fields: "" });
         if self.since.elapsed() >= Duration::from_secs(1) {
             let dropped = self.taken.saturating_sub(LINES_A_SECOND);
             if dropped > 0 {
-                let message = format!("{dropped} lines were dropped: at most {LINES_A_SECOND} a second are logged");
-                services.log(LogLine { level: Level::Warn, target: "host", message: &message, fields: "" });
+                warn(format!("{dropped} lines were dropped: at most {LINES_A_SECOND} a second are logged"));
             }
             *self = Self::default();
         }
         self.taken = self.taken.saturating_add(1);
+        if self.taken == LINES_A_SECOND + 1 {
+            warn(format!("{LINES_A_SECOND} lines in a second: those that follow in it are dropped"));
+        }
         self.taken <= LINES_A_SECOND
     }
 }
