@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use qtasks_host::broker::{self, BrokerSettings};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::support::redis::RedisServer;
-use crate::support::worker::Project;
+use crate::support::worker::{Project, Worker};
 use crate::support::{Host, Place, assert_says};
 
 const FAILS: &str = r#"tasks.fails.command = ["false"]"#;
@@ -192,6 +193,26 @@ fn a_crash_costs_the_replay_and_no_quarantine_of_the_worker() {
     assert_says(&ended.stderr, &["fatal signal 11 inside plugin misbehaves-in-handler 0.1.0"]);
     let quarantine = Host::new(&project.place).args(["plugin", "quarantine", "list", "--json", "--state-dir"]);
     assert_eq!(quarantine.arg(project.place.state()).end().expect_code(0).stdout.trim(), "[]");
+}
+
+#[test]
+fn a_replay_ends_at_a_signal_and_at_the_second_one_whatever_hangs() {
+    let project = Project::sqlite(&[]);
+    project.work(&["fails"], &[FAILS]);
+    project.place.copy("hangs_inline");
+    for (isolation, hangs_this_process) in [("process", false), ("in-process", true)] {
+        let isolation = format!("plugins.hangs-inline.isolation = {isolation:?}");
+        let settings = [FAILS, &isolation, "plugins.hangs-inline.deadline = 600"];
+        let mut replay = Worker::begin(project.replay(&[], &settings));
+        replay.read_until("hanging");
+        replay.signal(Signal::TERM);
+        replay.read_until("SIGTERM: stopping; another signal stops at once");
+        if hangs_this_process {
+            replay.signal(Signal::INT);
+        }
+        let (status, said) = replay.end();
+        assert_eq!(status.code(), Some(130), "{said}");
+    }
 }
 
 #[test]

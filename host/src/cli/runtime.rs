@@ -1,6 +1,7 @@
 //! The process and the runtime that tasks and plugins run in.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -8,6 +9,7 @@ use qtasks_host::plugin::fatal;
 use qtasks_host::signals::Signals;
 use qtasks_host::{App, Running, Settings, shown};
 use tokio::runtime::Runtime;
+use tokio::sync::Notify;
 
 use super::exit_code::{ExitStatus, UsageError};
 
@@ -36,7 +38,8 @@ pub(crate) fn start() -> anyhow::Result<Runtime> {
     Runtime::new().context("cannot start the runtime")
 }
 
-/// Starts the plugins of these settings, lets `look` ask them, and stops them; a signal ends it.
+/// Starts the plugins of these settings, lets `look` ask them, and stops them. A signal ends it, and a second one at once: an inline
+/// handler that hangs would never let it end.
 ///
 /// # Errors
 ///
@@ -53,9 +56,12 @@ pub(crate) fn look_at(
         let Some(running) = App::new(settings).start_until_told(&mut signals).await else { return Ok(ExitStatus::Interrupted) };
         let running = running?;
         let told = signals.has_told();
+        let stops = Arc::new(Notify::new());
+        // On another thread than what hangs.
+        tokio::spawn(listen(signals, Arc::clone(&stops)));
         let looked = tokio::select! {
             looked = look(&running), if !told => looked,
-            _ = signals.next(), if !told => Ok(ExitStatus::Interrupted),
+            () = stops.notified(), if !told => Ok(ExitStatus::Interrupted),
             else => Ok(ExitStatus::Interrupted),
         };
         running.stop().await;
@@ -64,4 +70,14 @@ pub(crate) fn look_at(
     // A thread that is in a hung plugin must not keep the process alive.
     runtime.shutdown_timeout(Duration::ZERO);
     status
+}
+
+async fn listen(mut signals: Signals, stops: Arc<Notify>) {
+    if !signals.has_told() {
+        let name = signals.next().await;
+        tracing::warn!("{name}: stopping; another signal stops at once");
+        stops.notify_one();
+    }
+    signals.next().await;
+    fatal::end_at_once(ExitStatus::Interrupted as u8)
 }
