@@ -337,9 +337,17 @@ fn lifted_by_hand() {
     let list = command(&["list"]).expect_code(0).stdout;
     assert_says(&list, &["constructor-segfaults ", " crash: its process was killed by signal 11 (SIGSEGV)", "seen 1 time(s), /"]);
     assert_says(&list, &["/plugins/libconstructor_segfaults.so)\n"]);
+    // A plugin writes some of the evidence, which no terminal obeys.
+    let path = verdict(&place, "constructor_segfaults");
+    let mut sung = read(&path);
+    sung["quarantined"]["evidence"] = json!("\u{1b}[31mred");
+    write(&path, &sung);
+    let list = command(&["list"]).expect_code(0).stdout;
+    assert_says(&list, &[" crash: \\u{1b}[31mred (seen"]);
     let looked = Host::new(&place).args(["plugin", "list", "--plugins"]).arg(place.plugins());
     let looked = looked.arg("--state-dir").arg(place.state()).end().expect_code(4);
     assert_says(&looked.stdout, &["libconstructor_segfaults.so: refused: it is in quarantine: "]);
+    assert!(!looked.stdout.contains('\u{1b}'), "{}", looked.stdout);
     // What is disabled is not loaded, so nothing refuses it.
     let looked = Host::new(&place).args(["plugin", "list", "--plugins"]).arg(place.plugins());
     let looked = looked.arg("--state-dir").arg(place.state()).set("plugins.constructor-segfaults.enabled=false").end();

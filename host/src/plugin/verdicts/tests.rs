@@ -106,6 +106,30 @@ fn what_a_killed_host_left_behind_goes_and_what_another_may_be_writing_stays() {
 }
 
 #[test]
+fn of_too_many_verdicts_the_oldest_good_ones_go() {
+    let state = tempfile::tempdir().expect("a directory");
+    let verdicts = Verdicts::new(state.path());
+    let aged = |path: &Path, minutes: u64| {
+        let file = fs::OpenOptions::new().create(true).append(true).open(path).expect("our own file");
+        file.set_modified(SystemTime::now() - Duration::from_secs(minutes * 60)).expect("our own file");
+    };
+    let [harmful, old, young, last] = ["a", "b", "c", "d"].map(|digit| subject("p", digit));
+    verdicts.quarantine(&harmful, QuarantineKind::Crash, "seen".to_owned()).expect("room");
+    for (subject, minutes) in [(&old, 50), (&young, 10)] {
+        verdicts.good(subject).expect("room");
+        aged(&verdicts.file(&subject.digest), minutes);
+    }
+    aged(&verdicts.file(&harmful.digest), 60);
+    for number in 0..MAX_ENTRIES {
+        aged(&verdicts.directory.join(format!("{number}.json")), 20 + number as u64 % 20);
+    }
+    verdicts.good(&last).expect("room");
+    let is_left = |subject: &Subject| verdicts.file(&subject.digest).exists();
+    assert_eq!([&harmful, &old, &young, &last].map(is_left), [true, false, true, true]);
+    assert!(verdicts.files().len() < MAX_ENTRIES, "the next ones have room");
+}
+
+#[test]
 fn a_probe_is_given_up_by_who_began_it_and_is_nobodys_failure_while_its_process_may_live() {
     let state = tempfile::tempdir().expect("a directory");
     let (verdicts, subject) = (Verdicts::new(state.path()), subject("a", "c"));
