@@ -30,10 +30,12 @@ impl Project {
     fn work(&self, tasks: &[&str], settings: &[&str]) -> Vec<String> {
         std::fs::create_dir(self.place.path("tmp")).expect("a new directory");
         let worker = self.start(settings);
-        let uuids: Vec<String> = tasks.iter().map(|task| self.add(&[task])).collect();
-        for uuid in &uuids {
-            self.wait(uuid);
-        }
+        let one_by_one = tasks.iter().map(|task| {
+            let uuid = self.add(&[task]);
+            self.wait(&uuid);
+            uuid
+        });
+        let uuids = one_by_one.collect();
         assert!(worker.stop().0.success());
         uuids
     }
