@@ -21,6 +21,7 @@ pub mod store;
 pub mod url;
 mod watched;
 
+use std::collections::HashSet;
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
@@ -275,6 +276,26 @@ pub async fn open(settings: &BrokerSettings) -> Result<Arc<dyn Backend>, BrokerE
             Ok(Arc::new(opened?))
         }
         BrokerUrl::Redis(url) => Ok(Arc::new(RedisBackend::open(url, settings).await?)),
+    }
+}
+
+/// The last of the retries that have ids of their own (Redis), or the task itself, and its record, which has the history of all; `None`:
+/// nobody knows it.
+///
+/// # Errors
+///
+/// [`BrokerError`].
+pub async fn last_retry(storage: &dyn Storage, uuid: Uuid) -> Result<(Uuid, Option<Record>), BrokerError> {
+    let mut uuid = uuid;
+    // Children of a damaged record might lead back to it.
+    let mut followed = HashSet::from([uuid]);
+    loop {
+        let record = storage.get(uuid).await?;
+        let retried = record.as_ref().filter(|record| record.status == TaskStatus::Retry);
+        match retried.and_then(|record| record.retry_child_uuid) {
+            Some(child) if followed.insert(child) => uuid = child,
+            _ => return Ok((uuid, record)),
+        }
     }
 }
 

@@ -2,7 +2,6 @@
 //!
 //! Whoever has the project's tasks at hand can add to them and wait for what becomes of them; no worker need be in this process.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +14,7 @@ use uuid::Uuid;
 
 use crate::broker::Component;
 use crate::broker::answered::{fields_in, fields_of, replace, replace_whole};
-use crate::broker::{BrokerError, BrokerErrorKind, Cancelled, GlobalConfig, Record, Requeued, Store, TaskStatus};
+use crate::broker::{BrokerError, BrokerErrorKind, Cancelled, GlobalConfig, Record, Requeued, Store, last_retry};
 use crate::shown::chain;
 use crate::trigger::Dispatched;
 use crate::worker::Stop;
@@ -228,15 +227,13 @@ impl QueueTasks {
     pub async fn wait(&self, uuid: Uuid, timeout: Duration) -> Result<Waited, BrokerError> {
         let until = Instant::now().checked_add(timeout);
         let mut uuid = uuid;
-        // Children of a damaged record might lead back to it.
-        let mut followed = HashSet::from([uuid]);
         let mut pause = FIRST_PAUSE;
         loop {
             let left = until.map_or(LOOK_AGAIN, |until| until.saturating_duration_since(Instant::now()));
             // Begun before the look, so that a change right after it is not missed.
             let mut changed = self.store.backend().changed(left.min(LOOK_AGAIN));
             let changed_already = changed.as_mut().now_or_never().is_some();
-            match self.look(&mut uuid, &mut followed, left.is_zero()).await {
+            match self.look(&mut uuid, left.is_zero()).await {
                 Ok(Some(waited)) => return Ok(waited),
                 Ok(None) => pause = FIRST_PAUSE,
                 Err(error) if is_away(&error) && !left.is_zero() => {
@@ -257,24 +254,17 @@ impl QueueTasks {
     }
 
     /// Looks at a task, or at the last of its retries, which `uuid` is from then on. `None`: it has not ended, and may still.
-    async fn look(&self, uuid: &mut Uuid, followed: &mut HashSet<Uuid>, is_last: bool) -> Result<Option<Waited>, BrokerError> {
-        loop {
-            let Some(record) = self.store.backend().get(*uuid).await? else { return Ok(Some(Waited::Unknown)) };
-            if record.status == TaskStatus::Retry
-                && let Some(child) = record.retry_child_uuid
-                && followed.insert(child)
-            {
-                *uuid = child;
-                continue;
-            }
-            let ended = record.status.has_ended();
-            if !ended && !is_last {
-                return Ok(None);
-            }
-            let Some(record) = self.get(*uuid).await? else { return Ok(Some(Waited::Unknown)) };
-            let record = Box::new(record);
-            return Ok(Some(if ended { Waited::Ended(record) } else { Waited::NotYet(record) }));
+    async fn look(&self, uuid: &mut Uuid, is_last: bool) -> Result<Option<Waited>, BrokerError> {
+        let (last, record) = last_retry(self.store.backend().as_ref(), *uuid).await?;
+        *uuid = last;
+        let Some(record) = record else { return Ok(Some(Waited::Unknown)) };
+        let ended = record.status.has_ended();
+        if !ended && !is_last {
+            return Ok(None);
         }
+        let Some(record) = self.get(last).await? else { return Ok(Some(Waited::Unknown)) };
+        let record = Box::new(record);
+        Ok(Some(if ended { Waited::Ended(record) } else { Waited::NotYet(record) }))
     }
 
     /// Cancels a task that waits, or asks the worker that runs it to; of a task that was retried, the last retry.

@@ -9,7 +9,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::broker::{Attempt, BrokerError, Filter, Record, Storage, TaskStatus};
+use crate::broker::{Attempt, BrokerError, Filter, Record, Storage, TaskStatus, last_retry};
 use crate::task::{Task, TaskExecutor};
 use crate::trigger::{Answered, Decision, Dispatched, OutcomeKind, Resolution};
 
@@ -103,27 +103,13 @@ impl<'a> Replay<'a> {
         let (mut tasks, mut seen) = (Vec::new(), HashSet::new());
         for (_, uuid) in found {
             if seen.insert(uuid) {
-                let last = self.last_of(uuid).await?.map_or(uuid, |record| record.task.uuid);
+                let (last, _) = last_retry(self.storage, uuid).await?;
                 if last == uuid || seen.insert(last) {
                     tasks.push(last);
                 }
             }
         }
         Ok(tasks)
-    }
-
-    /// A task's record, or that of the last of its retries: it has the errors of all.
-    async fn last_of(&self, uuid: Uuid) -> Result<Option<Record>, BrokerError> {
-        let Some(mut record) = self.storage.get(uuid).await? else { return Ok(None) };
-        let mut followed = HashSet::from([uuid]);
-        while record.status == TaskStatus::Retry
-            && let Some(child) = record.retry_child_uuid
-            && followed.insert(child)
-            && let Some(next) = self.storage.get(child).await?
-        {
-            record = next;
-        }
-        Ok(Some(record))
     }
 
     /// Asks about each error of one task and its retries, in order; none that plugins were not and are not asked about. `None`: there is
@@ -133,7 +119,7 @@ impl<'a> Replay<'a> {
     ///
     /// [`BrokerError`].
     pub async fn task(&self, uuid: Uuid) -> Result<Option<Vec<Replayed>>, BrokerError> {
-        let Some(record) = self.last_of(uuid).await? else { return Ok(None) };
+        let (_, Some(record)) = last_retry(self.storage, uuid).await? else { return Ok(None) };
         let mut replayed = Vec::new();
         for (index, attempt) in record.history.iter().enumerate() {
             let task = Task { attempt: attempt.attempt, ..record.task.clone() };
