@@ -437,3 +437,42 @@ async fn one_library_in_two_applications_has_statics_of_its_own_in_each() {
     let second = TestApp::with(&["scripted"]).answer("scripted", ERROR, "2").start().await;
     assert_eq!((returning(&first.raise().await), returning(&second.raise().await)), ("1", "2"));
 }
+
+#[test]
+fn stats_say_which_plugin_is_set_aside_and_why() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let aside = [
+        ("in-process", "sleep", 0.2, 3, "set aside: 3 of its calls went on after their deadline"),
+        ("process", "segfault", 60.0, 5, "set aside after 5 failures within 60 s; the last: its process was killed by signal 11"),
+    ];
+    for (isolation, how, deadline, failures, reason) in aside {
+        runtime.block_on(async {
+            let app = TestApp::with(&["misbehaves_in_handler", "scripted"])
+                .set(format!("plugins.misbehaves-in-handler.isolation = '{isolation}'"))
+                .set(format!("plugins.misbehaves-in-handler.config.how = '{how}'"))
+                .set(format!("plugins.misbehaves-in-handler.deadline = {deadline:?}"))
+                .start()
+                .await;
+            let stats = app.running.stats(app.running.open_broker().await.expect("a file"));
+            let states = async || {
+                let plugins = json!(stats.app().await.plugins);
+                let of =
+                    |plugin: &str| plugins.as_array().expect("a list").iter().find(|stats| stats["plugin"] == plugin).cloned();
+                (of("misbehaves-in-handler").expect("a plugin"), of("scripted").expect("a plugin"))
+            };
+            for _ in 0..failures {
+                assert_eq!(states().await.0["state"], "running");
+                app.raise().await;
+            }
+            let report = app.raise().await;
+            let failure = report.decisions[0].failure.as_ref().expect("it is not asked");
+            assert_eq!(failure.kind, "PluginTripped");
+            let (aside, other) = states().await;
+            assert_eq!((&aside["state"], &other["state"]), (&json!("tripped"), &json!("running")));
+            assert_says(aside["reason"].as_str().expect("a reason"), &[reason]);
+            assert_eq!(other.get("reason"), None);
+        });
+    }
+    // Nobody can end the calls that sleep in this process.
+    runtime.shutdown_background();
+}

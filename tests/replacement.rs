@@ -4,6 +4,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Waker};
 
 use qtasks_host::Status;
 use rustix::process::Signal;
@@ -173,6 +174,18 @@ async fn what_runs_ends_in_the_version_it_began_with_here() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_runs_ends_in_the_version_it_began_with_isolated() {
     what_runs_ends_in_the_version_it_began_with("process").await;
+}
+
+#[tokio::test]
+async fn a_replacement_is_finished_though_its_caller_stops_waiting() {
+    let app = app("in-process").start().await;
+    put(&app.place, "versioned_2");
+    let replacer = app.replacer();
+    let mut begun = Box::pin(replacer.replace());
+    assert!(begun.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending(), "a library takes time");
+    drop(begun);
+    assert_eq!(app.replaced().await.changes, [], "the one before it has done all");
+    assert_eq!(app.versions().await, (json!(2), json!(2)));
 }
 
 #[tokio::test]

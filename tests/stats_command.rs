@@ -10,7 +10,11 @@ fn stats_tell_what_a_worker_would_be() {
     let project = Project::sqlite(&["documented_example", "scripted", "no_entry_point"]);
     let inspect = |what: &str| {
         let host = project.client(&["stats", "inspect", what, "--json"]).arg("--plugins").arg(project.place.plugins());
-        let host = host.arg("--state-dir").arg(project.place.state()).set("tasks.echo.attempts = 4");
+        let host = host
+            .arg("--state-dir")
+            .arg(project.place.state())
+            .set("tasks.echo.attempts = 4")
+            .set("plugins.documented-example.priority = -7");
         let settings = "--concurrency 2 --prefetch 3 --drain-deadline 5 --keep-results 6 --keep-decisions 7 --max-time 8 --max-attempts 9 \
                         --max-retry-delay 10 --intercept all";
         host.args(settings.split_whitespace()).end().expect_code(0).json()
@@ -28,7 +32,7 @@ fn stats_tell_what_a_worker_would_be() {
     assert!(states.iter().any(|(_, state)| **state == "refused"), "{app}");
     let plugins = app["plugins"].as_array().expect("a list");
     let example = plugins.iter().find(|plugin| plugin["plugin"] == "documented-example").expect("it runs");
-    assert_eq!(example["handlers"], json!(["task_executor_run_task_trigger_error"]));
+    assert_eq!((&example["handlers"], &example["priority"]), (&json!(["task_executor_run_task_trigger_error"]), &json!(-7)));
     let tasks = inspect("tasks");
     let echo = tasks.as_array().expect("a list").iter().find(|task| task["name"] == "echo").expect("a task of the plugin");
     assert_eq!((&echo["provided_by"], &echo["attempts"]), (&json!("scripted"), &json!(4)));
@@ -60,6 +64,18 @@ fn stats_are_told_in_rows_as_well() {
     let counts =
         ["new 2", "of them delayed 1", "process 0", "success 0", "error 0", "of them set aside 0", "cancel 0", "retry 0"];
     assert_eq!(inspect("counts", &[]), counts.join("\n"));
+}
+
+#[test]
+fn stats_count_what_was_set_aside() {
+    let project = Project::sqlite(&["scripted"]);
+    let worker = project.start(&["plugins.scripted.config.directive = { directive = 'dead_letter', reason = 'look at me' }"]);
+    for task in ["raise", "nobody_has_it", "echo"] {
+        project.wait(&project.add(&[task]));
+    }
+    let counts = project.client(&["stats", "inspect", "counts"]).end().expect_code(0).stdout;
+    assert_says(&counts, &["success              1\n", "error                2\n", "  of them set aside  1\n"]);
+    assert!(worker.stop().0.success());
 }
 
 #[test]

@@ -376,11 +376,15 @@ fn call_outlives_the_drain_here() {
     worker.read_until("versioned 1.0.0 (");
     worker.read_until(") still runs calls after 0.2 s; it is stopped once they have ended");
     assert_eq!(stops(&project.place), Vec::<u64>::new());
+    // Until this has run, it is looked several times whether the call has ended, which is not worth a line each.
+    assert_eq!(project.wait(&project.add(&["which", "--delay", "1"]))["returning"], 2);
     drop(held);
     assert_eq!(project.wait(&uuid)["returning"], 1);
-    worker.read_until("versioned 1.0.0 (");
+    worker.read_until(") was drained and stopped");
     assert_eq!(stops(&project.place), [1]);
-    assert!(worker.stop().0.success());
+    let (status, said) = worker.stop();
+    assert!(status.success());
+    assert_eq!(said.matches("still runs calls after").count(), 1, "{said}");
 }
 
 fn call_outlives_the_drain_isolated() {

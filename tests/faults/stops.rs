@@ -16,6 +16,7 @@ use crate::support::{Host, Place};
 
 faults! {
     stopped_during_a_call: "the application is stopped while a call runs on another thread" => "the call ends with its answer";
+    stopped_while_one_is_drained: "the application is stopped while a version that made room is still called" => "here the call ends with its answer, in a process of its own it fails as `PluginCrashed`; neither is waited for";
     dropped_during_a_call: "the application is dropped while a call runs on another thread" => "the call ends with its answer";
     sigterm_while_it_probes: "a worker gets SIGTERM while it probes at its start" => "it ends once the probe has; nothing is in quarantine";
     sigterm_while_run_probes: "`run` gets SIGTERM while it probes at its start" => "it ends once the probe has, or at a second signal; no library is quarantined for it";
@@ -31,6 +32,21 @@ fn stopped_during_a_call() {
         app.running.stop().await;
         drop(held);
         assert_eq!(call.await.expect("an answer"), json!(1));
+    });
+}
+
+fn stopped_while_one_is_drained() {
+    on_threads(async {
+        for (isolation, ended) in BOTH.into_iter().zip([json!(1), json!("PluginCrashed")]) {
+            let (app, call, held) = waits_in_a_handler(app(isolation)).await;
+            put(&app.place, "versioned_2");
+            app.replaced().await;
+            let app = Arc::into_inner(app).expect("only this test has it");
+            // The drain deadline is far away, and the call waits for what is let go only now.
+            app.running.stop().await;
+            drop(held);
+            assert_eq!(call.await.expect("an end"), ended);
+        }
     });
 }
 

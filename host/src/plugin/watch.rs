@@ -192,3 +192,53 @@ fn is_of_interest(name: &CStr) -> bool {
     let name = name.to_bytes();
     !name.starts_with(b".") && [b".so".as_slice(), b".minisig", b".lock"].iter().any(|ending| name.ends_with(ending))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn directory() -> tempfile::TempDir {
+        tempfile::tempdir().expect("a directory")
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_was_removed_is_watched_again_once_it_is_back() {
+        let place = directory();
+        let plugins = place.path().join("plugins");
+        std::fs::create_dir(&plugins).expect("our own directory");
+        let mut watch = DirectoryWatch::new(&plugins, None).expect("a watch");
+        std::fs::remove_dir(&plugins).expect("our own directory");
+        watch.changed().await;
+        std::fs::create_dir(&plugins).expect("our own directory");
+        watch.changed().await;
+        std::fs::write(plugins.join("a.so"), "").expect("our own directory");
+        watch.changed().await;
+    }
+
+    #[tokio::test]
+    async fn after_more_than_the_kernel_keeps_the_directory_is_looked_at() {
+        let most = std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").expect("Linux");
+        let most: usize = most.trim().parse().expect("a number");
+        let place = directory();
+        let mut watch = DirectoryWatch::new(place.path(), None).expect("a watch");
+        // None of them is of interest, and each is at least two events.
+        let ignored = place.path().join("ignored");
+        for _ in 0..=most / 2 {
+            std::fs::write(&ignored, "").expect("our own directory");
+            std::fs::remove_file(&ignored).expect("our own file");
+        }
+        watch.changed().await;
+    }
+
+    #[tokio::test]
+    async fn what_is_no_library_and_belongs_to_none_is_not_told() {
+        let place = directory();
+        let watch = DirectoryWatch::new(place.path(), None).expect("a watch");
+        let told = |name: &str| {
+            std::fs::write(place.path().join(name), "").expect("our own directory");
+            read(watch.events.as_fd()).expect("events").of_interest
+        };
+        assert_eq!([told("a.so"), told("a.so.minisig"), told("plugins.lock")], [true; 3]);
+        assert_eq!([told(".a.so.tmp"), told("a.so.swp"), told("tasks.db")], [false; 3]);
+    }
+}
