@@ -26,7 +26,7 @@ pub(crate) mod bring_up;
 pub mod outcome;
 pub mod instance;
 pub(crate) mod hung;
-pub(crate) mod culprit;
+pub mod culprit;
 pub mod fatal;
 pub mod registry;
 pub(crate) mod watch;

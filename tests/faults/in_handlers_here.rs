@@ -16,17 +16,18 @@ use crate::support::host::Ended;
 use crate::support::{Host, Place, TestApp, assert_says};
 
 faults! {
-    segfault: "a handler writes to memory that is not there" => "ends the host; the plugin is named, and in quarantine at the next start";
-    abort: "a handler aborts" => "ends the host; the plugin is named, and in quarantine at the next start";
-    exit_0: "a handler calls `exit(0)`" => "ends the host with exit code 70; the plugin is named, and in quarantine at the next start";
-    stack_overflow: "a handler overflows its stack" => "ends the host; the plugin is named, and in quarantine at the next start";
+    segfault: "a handler writes to memory that is not there" => "ends the host; the plugin is named, and in quarantine from then on";
+    abort: "a handler aborts" => "ends the host; the plugin is named, and in quarantine from then on";
+    exit_0: "a handler calls `exit(0)`" => "ends the host with exit code 70; the plugin is named, and in quarantine from then on";
+    stack_overflow: "a handler overflows its stack" => "ends the host; the plugin is named, and in quarantine from then on";
+    looked_at_before_the_next_start: "the operator looks at the plugins, or lifts the quarantine, before the next start" => "the plugin that ended the host is in quarantine; lifted, it is loaded";
     exit_on_another_thread: "a thread of the plugin calls `exit(0)`" => "ends the host, unnamed: the thread is not the host's";
-    task_segfault: "a task writes to memory that is not there" => "ends the host; the plugin is named, and in quarantine at the next start";
-    segfault_at_its_end: "a plugin writes to memory that is not there when it is destroyed" => "ends the host; the plugin is named, and in quarantine at the next start";
-    throws_a_foreign_exception: "a handler throws an exception as C++ does" => "ends the host; the plugin is named, and in quarantine at the next start";
-    longjmps: "a handler jumps out of itself with `longjmp`" => "ends the host; the plugin is named, and in quarantine at the next start";
-    answer_of_static_memory: "a handler answers with memory that cannot be freed" => "ends the host; the plugin is named, and in quarantine at the next start";
-    answer_of_freed_memory: "a handler answers with memory that it has freed" => "ends the host; the plugin is named, and in quarantine at the next start";
+    task_segfault: "a task writes to memory that is not there" => "ends the host; the plugin is named, and in quarantine from then on";
+    segfault_at_its_end: "a plugin writes to memory that is not there when it is destroyed" => "ends the host; the plugin is named, and in quarantine from then on";
+    throws_a_foreign_exception: "a handler throws an exception as C++ does" => "ends the host; the plugin is named, and in quarantine from then on";
+    longjmps: "a handler jumps out of itself with `longjmp`" => "ends the host; the plugin is named, and in quarantine from then on";
+    answer_of_static_memory: "a handler answers with memory that cannot be freed" => "ends the host; the plugin is named, and in quarantine from then on";
+    answer_of_freed_memory: "a handler answers with memory that it has freed" => "ends the host; the plugin is named, and in quarantine from then on";
     answer_of_no_text: "a handler answers bytes that are not UTF-8" => "`BoundsError`";
     answer_of_no_json: "a handler answers text that is not JSON" => "`BoundsError`";
     answer_of_64_gib: "a handler claims an answer of 64 GiB" => "`BoundsError` before a byte is read";
@@ -69,11 +70,12 @@ fn fatal(how: &str, input: &str, code: Option<i32>, last_words: &str, cause: &st
         &ended.stderr,
         &[&format!("qtasks-host: {last_words} inside plugin {PLUGIN} 0.1.0 ("), "libmisbehaves_in_handler.so)"],
     );
+    // Before anything is started again, too.
+    let list = quarantine(&place);
+    assert_eq!((list.len(), &list[0]["kind"], &list[0]["plugin"]), (1, &"killed-the-host".into(), &PLUGIN.into()));
     let next = answered(here(&place, how).with_input(RAISE));
     let evidence = format!("the host ended ({cause}) while it ran code of this plugin (killed-the-host), seen 1 time(s)");
     refused(&next, "misbehaves_in_handler", "quarantined", &[&evidence]);
-    let list = quarantine(&place);
-    assert_eq!((list.len(), &list[0]["kind"], &list[0]["plugin"]), (1, &"killed-the-host".into(), &PLUGIN.into()));
 }
 
 fn segfault() {
@@ -103,6 +105,19 @@ fn segfault_at_its_end() {
     assert_eq!((ended.code, ended.results().len()), (None, 1), "{ended:?}");
     assert_says(&ended.stderr, &[&format!("qtasks-host: fatal signal 11 inside plugin {PLUGIN} 0.1.0 (")]);
     refused(&answered(host().with_input(RAISE)), "misbehaves_in_handler", "quarantined", &["signal 11", "(killed-the-host)"]);
+}
+
+fn looked_at_before_the_next_start() {
+    let plugin = |place: &Place, words: &[&str]| Host::new(place).arg("plugin").args(words).arg("--state-dir").arg(place.state());
+    let place = place();
+    here(&place, "segfault").with_input(RAISE);
+    let listed = plugin(&place, &["list", "--plugins", "plugins"]).end().expect_code(4);
+    assert_says(&listed.stdout, &["libmisbehaves_in_handler.so: refused: ", "the host ended (signal 11)", "[quarantined]"]);
+    assert_says(&plugin(&place, &["quarantine", "clear", PLUGIN]).end().expect_code(0).stdout, &["lifted: ", PLUGIN]);
+    let good = RAISE.replace("sea is frozen", "be good");
+    let decision = &here(&place, "segfault").with_input(&good).expect_code(0).result()["decisions"][0];
+    assert_eq!((&decision["plugin"], &decision["outcome"]), (&PLUGIN.into(), &"result".into()));
+    assert!(quarantine(&place).is_empty());
 }
 
 /// The host marks the threads that it sends into a plugin. A thread that a plugin made is not marked, so nobody is named, and the

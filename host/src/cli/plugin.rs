@@ -7,7 +7,7 @@ use indicatif::ProgressBar;
 use qtasks_host::plugin::trust::lock::{Lock, Locked};
 use qtasks_host::plugin::trust::stock::{Stock, take_stock};
 use qtasks_host::plugin::verdicts::{Quarantined, Verdicts};
-use qtasks_host::plugin::{Candidate, LoadReport, LoadState, Loader, TrustState};
+use qtasks_host::plugin::{Candidate, LoadReport, LoadState, Loader, TrustState, culprit};
 use qtasks_host::{Settings, shown};
 
 use super::exit_code::{ExitStatus, UsageError};
@@ -159,9 +159,7 @@ fn inspect(arguments: InspectArguments) -> anyhow::Result<ExitStatus> {
 
 fn list_quarantine(arguments: &ListArguments) -> anyhow::Result<ExitStatus> {
     let settings = arguments.settings.settings()?;
-    // Warnings: a verdict that is not believed.
-    log::install(&settings.log, &ProgressBar::hidden())?;
-    let quarantined = Verdicts::new(&settings.state_dir).quarantined()?;
+    let quarantined = verdicts(&settings)?.quarantined()?;
     if arguments.json {
         print_json(&quarantined)?;
     } else if quarantined.is_empty() {
@@ -174,8 +172,7 @@ fn list_quarantine(arguments: &ListArguments) -> anyhow::Result<ExitStatus> {
 
 fn clear_quarantine(arguments: &ClearArguments) -> anyhow::Result<ExitStatus> {
     let settings = arguments.settings.settings()?;
-    log::install(&settings.log, &ProgressBar::hidden())?;
-    let lifted = Verdicts::new(&settings.state_dir).clear(arguments.which.as_deref())?;
+    let lifted = verdicts(&settings)?.clear(arguments.which.as_deref())?;
     match &arguments.which {
         Some(which) if lifted.is_empty() => {
             let place = shown(&settings.state_dir);
@@ -187,6 +184,14 @@ fn clear_quarantine(arguments: &ClearArguments) -> anyhow::Result<ExitStatus> {
     }
     print(&lifted.iter().map(|entry| format!("lifted: {}", quarantine_line(entry))).collect::<String>())?;
     Ok(ExitStatus::Success)
+}
+
+/// What a start would find in quarantine now.
+fn verdicts(settings: &Settings) -> anyhow::Result<Verdicts> {
+    // Warnings: a verdict that is not believed.
+    log::install(&settings.log, &ProgressBar::hidden())?;
+    culprit::heed(&settings.state_dir);
+    Ok(Verdicts::new(&settings.state_dir))
 }
 
 fn quarantine_line(entry: &Quarantined) -> String {

@@ -2,8 +2,8 @@
 //! start, and so that handlers that reach themselves through the host come to an end.
 //!
 //! A call into a plugin in this process marks its thread. When the process dies of a signal or by `exit()` while a thread is
-//! marked, `fatal` writes the mark to standard error and to a file in the state directory; [`records`] reads that file at the next
-//! start.
+//! marked, `fatal` writes the mark to standard error and to a file in the state directory; [`heed`] makes quarantine of it, at the next
+//! start, or when somebody looks before.
 
 use std::cell::Cell;
 use std::fs::OpenOptions;
@@ -15,7 +15,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::bytes::Digest;
-use crate::shown::{path_as_text, shown};
+use super::verdicts::{QuarantineKind, Subject, Verdicts};
+use crate::shown::{chain, path_as_text, shown};
 
 /// Largest file of records that is read: 1 MiB.
 const MAX_RECORDS: u64 = 1 << 20;
@@ -31,14 +32,14 @@ pub(super) struct Culprit {
 
 /// A plugin that ended a host.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Record {
-    pub(super) plugin: String,
+struct Record {
+    plugin: String,
     #[serde(serialize_with = "path_as_text")]
-    pub(super) path: PathBuf,
-    pub(super) digest: Digest,
+    path: PathBuf,
+    digest: Digest,
     /// `signal 11`, or `exit`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) cause: Option<String>,
+    cause: Option<String>,
 }
 
 /// Calls into plugins may nest this deep: a handler that fires events, by adding a task for instance, may be asked about them.
@@ -142,17 +143,38 @@ pub(super) fn file(state_dir: &Path) -> PathBuf {
 /// How the file of records is opened: whoever may write there could have put a FIFO or a link in its place.
 pub(super) const SAFELY: i32 = libc::O_NONBLOCK | libc::O_NOFOLLOW;
 
+/// Puts into quarantine what ended an earlier host. Whatever goes wrong is logged; what could not be written down is heeded again.
+pub fn heed(state_dir: &Path) {
+    let found = records(state_dir);
+    if found.records.is_empty() {
+        return;
+    }
+    let verdicts = Verdicts::new(state_dir);
+    let mut heeded = true;
+    for Record { plugin, path, digest, cause } in &found.records {
+        let cause = cause.as_deref().unwrap_or("no cause is on record");
+        let evidence = format!("the host ended ({cause}) while it ran code of this plugin");
+        let subject = Subject { digest: *digest, path: path.clone(), plugin: plugin.clone() };
+        if let Err(error) = verdicts.quarantine(&subject, QuarantineKind::KilledTheHost, evidence) {
+            tracing::error!("{}", chain(&error));
+            heeded = false;
+        }
+    }
+    if heeded {
+        forget_records(state_dir, &found);
+    }
+}
+
 /// What earlier hosts recorded.
 #[derive(Debug, Default)]
-pub(super) struct Records {
-    pub(super) records: Vec<Record>,
+struct Records {
+    records: Vec<Record>,
     /// Where it stood in the file.
     place: Range<u64>,
 }
 
-/// What earlier hosts recorded, the latest of it where that is much; a damaged line is told, and left out. [`forget_records`] is called
-/// once it was heeded.
-pub(super) fn records(state_dir: &Path) -> Records {
+/// What earlier hosts recorded, the latest of it where that is much; a damaged line is told, and left out.
+fn records(state_dir: &Path) -> Records {
     let path = file(state_dir);
     let (first, bytes) = match read(&path) {
         Ok(read) => read,
@@ -184,7 +206,7 @@ fn read(path: &Path) -> io::Result<(u64, Vec<u8>)> {
 }
 
 /// Makes empty lines of what was heeded. Another host may be adding a record at the end just now: emptied, the file would lose it.
-pub(super) fn forget_records(state_dir: &Path, heeded: &Records) {
+fn forget_records(state_dir: &Path, heeded: &Records) {
     let path = file(state_dir);
     let forgotten = OpenOptions::new().write(true).custom_flags(SAFELY).open(&path).and_then(|mut file| {
         file.seek(SeekFrom::Start(heeded.place.start))?;

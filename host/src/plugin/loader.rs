@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use qtasks_plugin_api::abi::loaded::Layout;
 
-use super::culprit::{self, Record};
+use super::culprit;
 use super::discover::{Candidate, DiscoverError, FileError, PluginDirectory, discover};
 use super::elf;
 use super::inspected::Inspected;
@@ -24,7 +24,7 @@ use super::report::{LoadReport, LoadState};
 use super::settings::{Isolation, PluginSettings};
 use super::start_watch::StartWatch;
 use super::trust::{Trust, TrustPolicy};
-use super::verdicts::{QuarantineKind, Subject, Verdict, Verdicts};
+use super::verdicts::{Verdict, Verdicts};
 use crate::shown::{chain, shown};
 
 /// What became of a plugin directory.
@@ -75,7 +75,7 @@ impl Loader<'_> {
     ///
     /// [`DiscoverError`] when the directory cannot be listed; anything else is in the reports.
     pub fn load_directory(&self, directory: &Path, loaded: &mut Loaded) -> Result<(), DiscoverError> {
-        self.quarantine_culprits();
+        culprit::heed(&self.policy.state_dir);
         let discovered = discover(directory, self.policy.trust.strictness)?;
         log_cautions(discovered.directory());
         let trust = Trust::new(&self.policy.trust, Arc::clone(discovered.directory()));
@@ -103,6 +103,7 @@ impl Loader<'_> {
     ///
     /// [`DiscoverError`] when the directory cannot be listed; anything else is in the reports.
     pub fn look(&self, directory: &Path) -> Result<Vec<LoadReport>, DiscoverError> {
+        culprit::heed(&self.policy.state_dir);
         let verdicts = Verdicts::new(&self.policy.state_dir);
         let mut reports: Vec<LoadReport> = Vec::new();
         let discovered = discover(directory, self.policy.trust.strictness)?;
@@ -245,29 +246,6 @@ impl Loader<'_> {
             Err(kind) => Some(kind.admitted(settings)?),
         };
         Ok((Layout::ComparedBefore, side_effects))
-    }
-
-    /// Keeps out what ended an earlier host.
-    fn quarantine_culprits(&self) {
-        let verdicts = Verdicts::new(&self.policy.state_dir);
-        let found = culprit::records(&self.policy.state_dir);
-        if found.records.is_empty() {
-            return;
-        }
-        let mut heeded = true;
-        for Record { plugin, path, digest, cause } in &found.records {
-            let cause = cause.as_deref().unwrap_or("no cause is on record");
-            let evidence = format!("the host ended ({cause}) while it ran code of this plugin");
-            let subject = Subject { digest: *digest, path: path.clone(), plugin: plugin.clone() };
-            if let Err(error) = verdicts.quarantine(&subject, QuarantineKind::KilledTheHost, evidence) {
-                tracing::error!("{}", chain(&error));
-                heeded = false;
-            }
-        }
-        // What could not be written down is needed at the next start.
-        if heeded {
-            culprit::forget_records(&self.policy.state_dir, &found);
-        }
     }
 
     /// What the application and the operator provide is theirs.
