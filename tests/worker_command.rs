@@ -1,5 +1,6 @@
 //! `qtasks-host worker`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -11,6 +12,30 @@ use crate::support::{Place, assert_says};
 
 /// A command that waits until the test lets it go.
 const WAITS: &str = r#"tasks.waits.command = ["sh", "-c", "read line < go_on; echo 7"]"#;
+
+/// The command lines of the processes that a worker has started, word by word.
+fn started_by(worker: &Worker) -> Vec<Vec<String>> {
+    let parent = worker.pid().as_raw_nonzero().to_string();
+    let processes = std::fs::read_dir("/proc").expect("Linux").filter_map(|entry| Some(entry.ok()?.path()));
+    let is_its = |path: &PathBuf| {
+        // After the name, which may hold anything, in parentheses: the state, the parent.
+        let stat = std::fs::read_to_string(path.join("stat")).unwrap_or_default();
+        stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)) == Some(&parent)
+    };
+    let words = |path: PathBuf| {
+        let line = std::fs::read_to_string(path.join("cmdline")).unwrap_or_default();
+        line.split_terminator('\0').map(str::to_owned).collect()
+    };
+    processes.filter(is_its).map(words).collect()
+}
+
+#[test]
+fn a_plugins_process_is_shown_with_the_plugins_name() {
+    let project = Project::sqlite(&["scripted", "documented_example"]);
+    let worker = project.start(&["plugins.scripted.isolation = 'process'"]);
+    assert_eq!(started_by(&worker), [["qtasks-host", "plugin-guest", "scripted"]]);
+    assert!(worker.stop().0.success());
+}
 
 #[test]
 fn a_task_is_added_run_answered_by_a_plugin_and_read_with_all_that_was_decided() {

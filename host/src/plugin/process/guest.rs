@@ -22,7 +22,7 @@ use crate::plugin::library;
 use crate::plugin::outcome::checked;
 use crate::plugin::verdicts::this_host;
 
-/// The one argument with which the host's executable becomes a guest.
+/// The argument with which the host's executable becomes a guest. The plugin's name follows, for whoever looks at the processes.
 pub const GUEST_ARGUMENT: &str = "plugin-guest";
 
 /// What a guest is for.
@@ -58,12 +58,12 @@ pub(crate) struct Report {
     pub(crate) refused: Option<(String, String)>,
 }
 
-/// Runs this process as a guest if its only argument asks for it, and then does not return.
+/// Runs this process as a guest if its arguments ask for it, and then does not return.
 ///
 /// An application that isolates or probes plugins and is its own guest program calls this first in `main`, before it starts a thread.
 pub fn run_if_asked() {
     let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().is_some_and(|argument| argument == GUEST_ARGUMENT) && arguments.next().is_none() {
+    if arguments.next().is_some_and(|argument| argument == GUEST_ARGUMENT) && arguments.count() == 1 {
         run();
     }
 }

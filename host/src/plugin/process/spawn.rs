@@ -136,7 +136,9 @@ impl Guest {
         let (ours, theirs) = UnixStream::pair()?;
         let mut command = Command::new(program);
         command
-            .arg(GUEST_ARGUMENT)
+            // For whoever looks at the machine's processes; `/proc/self/exe` would say nothing.
+            .arg0("qtasks-host")
+            .args([GUEST_ARGUMENT, &start.init.plugin])
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::from(OwnedFd::from(theirs)))
