@@ -268,6 +268,24 @@ fn a_worker_says_when_its_server_is_back() {
 }
 
 #[test]
+fn a_worker_says_once_that_its_file_takes_no_beat_and_when_it_does_again() {
+    let project = Project::sqlite(&[]);
+    let mut worker = project.start(&[r#"tasks.a.command = ["echo", "7"]"#]);
+    project.wait(&project.add(&["a"]));
+    let file = rusqlite::Connection::open(project.place.path("tasks.db")).expect("the worker's file");
+    let full = "CREATE TRIGGER full BEFORE UPDATE ON worker BEGIN SELECT RAISE(FAIL, 'no room'); END";
+    file.execute_batch(full).expect("nobody keeps it locked");
+    assert_says(&worker.read_until("the worker's beat could not be written, trying again"), &["no room"]);
+    // By the time that it may run, two more beats were due.
+    project.wait(&project.add(&["a", "--delay", "2"]));
+    file.execute_batch("DROP TRIGGER full").expect("nobody keeps it locked");
+    worker.read_until("the worker's beat is written again");
+    let (status, said) = worker.stop();
+    assert!(status.success());
+    assert_eq!(said.matches("beat could not be written").count(), 1, "{said}");
+}
+
+#[test]
 fn a_second_signal_stops_at_once_and_the_task_comes_back() {
     let project = Project::sqlite(&[]);
     let go_on = project.place.fifo("go_on");

@@ -28,6 +28,8 @@ pub(super) struct Beat {
     next_look: Instant,
     cancellations: UnboundedSender<Cancellation>,
     written: Written,
+    /// Whether it was said that beats cannot be written.
+    told: bool,
 }
 
 impl Beat {
@@ -35,7 +37,7 @@ impl Beat {
         let now = Instant::now();
         // Others may have a shorter lease.
         let every = LONGEST.min(lease / BEATS_OF_A_LEASE);
-        Self { worker, every, next_beat: now + every, next_look: now + LOOK, cancellations, written }
+        Self { worker, every, next_beat: now + every, next_look: now + LOOK, cancellations, written, told: false }
     }
 
     /// When there is something to do next.
@@ -43,7 +45,7 @@ impl Beat {
         self.next_beat.min(self.next_look)
     }
 
-    /// Does what is due. A failure is told; the next beat may come in time.
+    /// Does what is due. That it fails is told once; the next beat may come in time.
     pub(super) fn once(&mut self, connection: &Connection, place: &Arc<str>) {
         let now = Instant::now();
         let beat_is_due = self.next_beat <= now;
@@ -53,8 +55,19 @@ impl Beat {
         if beat_is_due {
             self.next_beat = now + self.every;
         }
-        if let Err(error) = self.try_once(connection, beat_is_due) {
-            tracing::error!("the worker's beat could not be written: {}", chain(&error_of(place, error)));
+        match self.try_once(connection, beat_is_due) {
+            // A file that is full can still be read.
+            Ok(()) if beat_is_due => {
+                if std::mem::take(&mut self.told) {
+                    tracing::info!("{place}: the worker's beat is written again");
+                }
+            }
+            Ok(()) => {}
+            Err(error) => {
+                if !std::mem::replace(&mut self.told, true) {
+                    tracing::error!("the worker's beat could not be written, trying again: {}", chain(&error_of(place, error)));
+                }
+            }
         }
     }
 
