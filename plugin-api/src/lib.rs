@@ -59,6 +59,7 @@ mod trigger;
 pub mod abi;
 pub mod bounds;
 pub mod const_json;
+pub mod fit;
 mod logging;
 pub mod manifest;
 pub mod note;

@@ -28,6 +28,7 @@ use crate::abi::loaded::{CallError, Instance, Module, Received, checked};
 use crate::answer::Directive;
 use crate::error::{ErrorBody, PLUGIN_ERROR, TaskError};
 use crate::export::Export;
+use crate::fit::{check_directive, replaced_keys};
 use crate::host::{HostServices, Init, Level, LogLine};
 use crate::manifest::{GLOBAL, Manifest, Mode};
 use crate::trigger::Trigger;
@@ -102,7 +103,8 @@ impl<P: Export> TestHost<P> {
         &self.manifest
     }
 
-    /// Fires a trigger with its kwargs at this plugin's handler for it, or else at its global one.
+    /// Fires a trigger with its kwargs at this plugin's handler for it, or else at its global one. Its answer is taken as a host takes it:
+    /// one that does not [fit](crate::fit) the trigger is a failure, and to a trigger without returnable keys every value is a pass.
     ///
     /// # Panics
     ///
@@ -115,7 +117,7 @@ impl<P: Export> TestHost<P> {
             .position(|handler| handler.trigger == trigger.name())
             .or_else(|| handlers.iter().position(|handler| handler.trigger == GLOBAL))
             .unwrap_or_else(|| panic!("{} has no handler for {trigger}", self.manifest.name));
-        Outcome(self.call(entry, handlers[entry].mode, trigger.name(), &kwargs.to_string()))
+        Outcome(taken(trigger, self.call(entry, handlers[entry].mode, trigger.name(), &kwargs.to_string())))
     }
 
     /// Fires `task_executor_run_task_trigger_error` for a task that raised.
@@ -327,13 +329,28 @@ impl Outcome {
         }
     }
 
-    /// Its own failure: an error it returned, a panic, or an answer outside the [bounds](crate::bounds).
+    /// Its own failure: an error it returned, a panic, or an answer that is outside the [bounds](crate::bounds) or does not
+    /// [fit](crate::fit) the trigger.
     #[must_use]
     pub fn failure(&self) -> Option<&ErrorBody> {
         match &self.0 {
             Received::Failed(error) => Some(error),
             _ => None,
         }
+    }
+}
+
+/// What a host takes an answer to `trigger` for.
+fn taken(trigger: Trigger, received: Received) -> Received {
+    let fits = match &received {
+        Received::Result(_) if trigger.returnable_keys().is_empty() => return Received::Pass,
+        Received::Result(value) => replaced_keys(trigger, value.clone()).map(drop),
+        Received::Directive(directive) => check_directive(trigger, directive),
+        Received::Pass | Received::Failed(_) => Ok(()),
+    };
+    match fits {
+        Ok(()) => received,
+        Err(unfit) => Received::Failed(Box::new(unfit.into_body())),
     }
 }
 
@@ -392,6 +409,57 @@ mod tests {
         let failure = outcome.failure().expect("a failure");
         assert_eq!(failure.to_string(), "BoundsError: answered outside the bounds: JSON nested deeper than 128");
         assert_eq!((outcome.is_pass(), outcome.result()), (false, None));
+    }
+
+    /// Answers with the kwarg `value`, or else with the directive that its kwargs are.
+    struct AnswersAsTold;
+
+    impl Plugin for AnswersAsTold {
+        type Config = ();
+
+        fn create(_config: (), _host: Host) -> Result<Self, Error> {
+            Ok(Self)
+        }
+    }
+
+    impl AnswersAsTold {
+        fn on_any(&self, event: crate::Event<'_>) -> Result<crate::Answer, Error> {
+            Ok(match event.kwargs.get::<Value>("value") {
+                Some(value) => crate::Answer::result(value),
+                None => crate::Answer::Directive(event.kwargs.to()?),
+            })
+        }
+    }
+
+    crate::define_plugin! { plugin: AnswersAsTold, handlers: { global => on_any } }
+
+    #[test]
+    fn an_answer_is_taken_as_a_host_takes_it() {
+        let host = TestHost::<AnswersAsTold>::start("{}").expect("it starts");
+        let answered = |told: Value, trigger| host.fire(trigger, &told);
+        let (error, several, none) =
+            (Trigger::TaskExecutorRunTaskTriggerError, Trigger::QtasksAddTaskBeforeBroker, Trigger::WorkerStart);
+        let value = |value: Value| json!({"value": value});
+        let retry = |seconds: f64| json!({"directive": "retry_after", "seconds": seconds});
+        for (told, trigger, failure) in [
+            (value(json!({"priorty": 5})), several, "answered `priorty` to qtasks_add_task_before_broker, which takes: "),
+            (value(json!([1])), several, "answered [1] to qtasks_add_task_before_broker; expected an object with any of: "),
+            (
+                retry(1.0),
+                several,
+                "answered retry_after to qtasks_add_task_before_broker; only task_executor_run_task_trigger_error takes ",
+            ),
+            (retry(-1.0), error, "answered retry_after -1; expected a number of seconds, 0 or more"),
+        ] {
+            let outcome = answered(told, trigger);
+            let found = outcome.failure().expect("it does not fit").to_string();
+            assert!(found.starts_with(&format!("AnswerError: {failure}")), "{found}");
+        }
+        assert_eq!(answered(value(json!({"priority": 5})), several).result(), Some(json!({"priority": 5})));
+        assert_eq!(answered(value(json!(0)), error).result(), Some(json!(0)));
+        assert_eq!(answered(retry(0.0), error).directive().map(Directive::name), Some("retry_after"));
+        assert!(answered(value(json!(0)), none).is_pass());
+        assert!(answered(retry(1.0), none).failure().is_some());
     }
 
     #[test]

@@ -1,13 +1,12 @@
 //! What an answer means: which kwargs it replaces, and what the next plugin sees.
 //!
 //! QTasks: "answers named below replace the corresponding variables; absent or none means unchanged", and "the next plugin
-//! receives the result from the previous one". A trigger with one returnable key takes the bare value as well as
-//! `{"key": value}`: the documented plugin answers `123`, real ones answer `{"result": 123}`.
+//! receives the result from the previous one". Which answers fit a trigger is said in `plugin-api/src/fit.rs`.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use qtasks_plugin_api::fit::{Unfit, check_directive, replaced_keys};
 use qtasks_plugin_api::{Directive, ErrorBody, Trigger, bounds};
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
@@ -59,7 +58,7 @@ impl Gathered {
     /// An object answered to a trigger with several returnable keys replaces the keys it names, and no others; in mode `all` too, since
     /// values of different keys make no list.
     pub(super) fn take_value(&mut self, trigger: Trigger, mode: AnswerMode, answer: Box<RawValue>) -> Result<(), Box<ErrorBody>> {
-        let replaced = replaced_keys(trigger, answer)?;
+        let replaced = replaced_keys(trigger, answer).map_err(unfit)?;
         if mode == AnswerMode::All && trigger.returnable_keys().len() == 1 {
             let mut all = self.all.take().unwrap_or_else(|| match &self.answered {
                 // The answer before it, of a plugin with another mode, is the first of the list.
@@ -94,21 +93,9 @@ impl Gathered {
 
     /// Takes a directive that a plugin gave. One that nobody can follow leaves the answer before it.
     pub(super) fn take_directive(&mut self, trigger: Trigger, directive: Directive) -> Result<(), Box<ErrorBody>> {
-        if trigger != Trigger::TaskExecutorRunTaskTriggerError {
-            let message = format!(
-                "answered {} to {trigger}; only {} takes directives",
-                directive.name(),
-                Trigger::TaskExecutorRunTaskTriggerError
-            );
-            return Err(answer_error(message));
-        }
-        if let Directive::RetryAfter { seconds } = &directive {
-            if !(seconds.is_finite() && *seconds >= 0.0) {
-                return Err(answer_error(format!("answered retry_after {seconds}; expected a number of seconds, 0 or more")));
-            }
-            if !self.may_run_again {
-                return Ok(());
-            }
+        check_directive(trigger, &directive).map_err(unfit)?;
+        if matches!(directive, Directive::RetryAfter { .. }) && !self.may_run_again {
+            return Ok(());
         }
         self.all = None;
         self.answered = Some(Answered::Directive(directive));
@@ -131,40 +118,19 @@ fn answer_error(message: String) -> Box<ErrorBody> {
     Box::new(ErrorBody::new("AnswerError", message))
 }
 
+fn unfit(unfit: Unfit) -> Box<ErrorBody> {
+    let hint = match &unfit {
+        Unfit::UnknownKey { trigger, key } => nearest(key, trigger.returnable_keys().iter().copied()),
+        _ => String::new(),
+    };
+    answer_error(format!("{unfit}{hint}"))
+}
+
 fn list_of(values: &[Box<RawValue>]) -> Result<Box<RawValue>, Box<ErrorBody>> {
     let list = serde_json::value::to_raw_value(values).map_err(|error| answer_error(error.to_string()))?;
     // Each answer was within the bounds; all of them together need not be.
     bounds::check_payload(list.get()).map_err(|error| answer_error(format!("the list of all answers is {error}")))?;
     Ok(list)
-}
-
-/// The returnable kwargs that an answer names.
-fn replaced_keys(trigger: Trigger, answer: Box<RawValue>) -> Result<Vec<(&'static str, Box<RawValue>)>, Box<ErrorBody>> {
-    let keys = trigger.returnable_keys();
-    let text = answer.get();
-    let members: Option<BTreeMap<Cow<'_, str>, &RawValue>> =
-        if text.starts_with('{') { serde_json::from_str(text).ok() } else { None };
-    if let [only] = keys {
-        let named = members.as_ref().filter(|members| members.len() == 1).and_then(|members| members.get(*only));
-        let value = named.map(|value| (*value).to_owned());
-        return Ok(vec![(only, value.unwrap_or(answer))]);
-    }
-    let Some(members) = members else {
-        return Err(answer_error(format!(
-            "answered {} to {trigger}; expected an object with any of: {}",
-            text.chars().take(80).collect::<String>(),
-            keys.join(", ")
-        )));
-    };
-    let mut replaced = Vec::with_capacity(members.len());
-    for (name, value) in members {
-        let Some(key) = keys.iter().find(|key| **key == name) else {
-            let hint = nearest(&name, keys.iter().copied());
-            return Err(answer_error(format!("answered `{name}` to {trigger}, which takes: {}{hint}", keys.join(", "))));
-        };
-        replaced.push((*key, value.to_owned()));
-    }
-    Ok(replaced)
 }
 
 /// The members of a JSON object, in their order.

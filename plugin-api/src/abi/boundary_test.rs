@@ -121,8 +121,8 @@ fn what_a_handler_gives_comes_back_whole() {
     let panic = raised(&host, "panic");
     let panic: &ErrorBody = panic.failure().expect("a panic");
     assert_eq!((&*panic.kind, panic.message.as_str()), (PANIC_ERROR, "no answer at all"));
-    assert_eq!(host.fire(Trigger::WorkerStart, &json!({"é": [1]})).result(), Some(json!(r#"{"é":[1]}"#)));
-    assert_eq!(host.log(), [(Level::Info, r#"worker_start with {"é":[1]}"#.to_owned())]);
+    assert_eq!(host.fire(Trigger::StorageGet, &json!({"é": [1]})).result(), Some(json!(r#"{"é":[1]}"#)));
+    assert_eq!(host.log(), [(Level::Info, r#"storage_get with {"é":[1]}"#.to_owned())]);
     host.stop().expect("it stops");
 }
 
