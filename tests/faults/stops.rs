@@ -22,6 +22,7 @@ faults! {
     sigterm_while_run_probes: "`run` gets SIGTERM while it probes at its start" => "it ends once the probe has, or at a second signal; no library is quarantined for it";
     sigterm_while_it_replaces: "a worker gets SIGTERM while it probes a new version" => "it ends once the probe has; nothing is in quarantine";
     stopped_at_once_while_it_replaces: "a worker gets a second signal while it probes a new version" => "it ends at once; no library is quarantined for it";
+    killed_beside_a_plugins_own_process: "the host is killed beside a plugin's own process, which has started another one, or hangs" => "all of them end with the host";
     killed_while_it_writes_verdicts: "the host is killed while it writes verdicts" => "each is whole, or not there; what was being probed is quarantined as `unfinished`";
 }
 
@@ -141,6 +142,21 @@ fn stopped_at_once_while_it_replaces() {
     assert_eq!(worker.end().0.code(), Some(130));
     assert!(quarantine(&project.place).is_empty());
     assert!(held.is_let_go_within(60), "the guest is gone");
+}
+
+fn killed_beside_a_plugins_own_process() {
+    for plugin in ["constructor_leaves_a_child", "constructor_sleeps_for_ever"] {
+        let place = Place::new();
+        place.copy(plugin);
+        let held = Held::new(&place);
+        let set = ["isolation=process", "processes=true", "start_deadline=600"]
+            .map(|set| format!("plugins.{}.{set}", plugin.replace('_', "-")));
+        let mut host = set.iter().fold(run(&place).set("probe=false"), |host, set| host.set(set)).spawn();
+        held.wait_until_taken();
+        host.kill().expect("our own child");
+        host.wait().expect("our own child");
+        assert!(held.is_let_go_within(60), "it is gone");
+    }
 }
 
 fn killed_while_it_writes_verdicts() {

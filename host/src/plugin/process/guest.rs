@@ -175,12 +175,17 @@ fn watch_for_the_host(socket: &UnixStream) -> io::Result<()> {
         // There is room for it, and somebody who waits.
         let _ = begun.send(());
         while poll(&mut watched, None).is_err() {}
-        // The group that the host started it in, and not the one that a plugin may have moved it to.
-        let me = getpid();
-        let _ = kill_process_group(me, Signal::KILL);
-        let _ = kill_process(me, Signal::KILL);
+        end_with_what_it_started();
     })?;
     begins.recv().map_err(io::Error::other)
+}
+
+/// Ends this process and all it started.
+fn end_with_what_it_started() {
+    // The group that the host started it in, and not the one that a plugin may have moved it to.
+    let me = getpid();
+    let _ = kill_process_group(me, Signal::KILL);
+    let _ = kill_process(me, Signal::KILL);
 }
 
 fn load(
@@ -226,7 +231,11 @@ fn answer_calls(socket: &mut impl Read, instance: Instance, writer: &Arc<Writer>
     loop {
         let Frame { kind, id, payload } = match frame::read(socket) {
             Ok(frame) => frame,
-            Err(FrameError::Ended) => return Ok(()),
+            Err(FrameError::Ended) => {
+                // The host is gone. Whoever is woken first, this thread or the watch, leaves nothing behind.
+                end_with_what_it_started();
+                return Ok(());
+            }
             Err(error) => return Err(error.to_string()),
         };
         match kind {
