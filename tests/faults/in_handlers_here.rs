@@ -3,10 +3,11 @@
 
 use std::io::Write as _;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use qtasks_host::broker::MemoryBackend;
+use qtasks_host::trigger::Decision;
 use qtasks_host::{QueueTasks, Task, Triggers};
 use qtasks_plugin_api::{Error, Event, Plugin, define_plugin};
 use tokio::runtime::Handle;
@@ -19,11 +20,14 @@ faults! {
     segfault: "a handler writes to memory that is not there" => "ends the host; the plugin is named, and in quarantine from then on";
     abort: "a handler aborts" => "ends the host; the plugin is named, and in quarantine from then on";
     exit_0: "a handler calls `exit(0)`" => "ends the host with exit code 70; the plugin is named, and in quarantine from then on";
+    other_fatal_signals: "a handler raises SIGBUS, SIGILL or SIGFPE" => "ends the host; the plugin is named, and in quarantine from then on";
+    child_aborts: "a process that a handler forks aborts" => "the host goes on, and nobody is named";
     stack_overflow: "a handler overflows its stack" => "ends the host; the plugin is named, and in quarantine from then on";
     looked_at_before_the_next_start: "the operator looks at the plugins, or lifts the quarantine, before the next start" => "the plugin that ended the host is in quarantine; lifted, it is loaded";
     exit_on_another_thread: "a thread of the plugin calls `exit(0)`" => "ends the host, unnamed: the thread is not the host's";
     task_segfault: "a task writes to memory that is not there" => "ends the host; the plugin is named, and in quarantine from then on";
-    segfault_at_its_end: "a plugin writes to memory that is not there when it is destroyed" => "ends the host; the plugin is named, and in quarantine from then on";
+    segfault_inline: "an inline handler or task writes to memory that is not there" => "ends the host; the plugin is named, and in quarantine from then on";
+    segfault_at_its_end: "a plugin writes to memory that is not there when it is stopped or destroyed" => "ends the host; the plugin is named, and in quarantine from then on";
     throws_a_foreign_exception: "a handler throws an exception as C++ does" => "ends the host; the plugin is named, and in quarantine from then on";
     longjmps: "a handler jumps out of itself with `longjmp`" => "ends the host; the plugin is named, and in quarantine from then on";
     answer_of_static_memory: "a handler answers with memory that cannot be freed" => "ends the host; the plugin is named, and in quarantine from then on";
@@ -35,6 +39,7 @@ faults! {
     error_of_65_mib: "a handler fails with a text of 65 MiB" => "`BoundsError`";
     endless_loop: "a handler never ends, spinning" => "`DeadlineExceeded`; after three at once `PluginTripped`";
     sleep_for_ever: "a handler never ends, sleeping" => "`DeadlineExceeded`; after three at once `PluginTripped`";
+    hangs_beside_an_inline_handler: "three calls of a plugin hang that has an inline handler, too" => "`PluginTripped` for that one as well";
     answer_of_65_mib: "a handler answers 65 MiB" => "`BoundsError`";
     answer_nested_129_deep: "a handler answers JSON nested 129 deep" => "`BoundsError`";
     answer_nested_100_000_deep: "a handler answers JSON nested 100,000 deep" => "its own error or `BoundsError`";
@@ -94,17 +99,48 @@ fn stack_overflow() {
     fatal("stack_overflow", RAISE, None, "fatal signal 11", "signal 11");
 }
 
+fn other_fatal_signals() {
+    for (how, number) in [("sigbus", libc::SIGBUS), ("sigill", libc::SIGILL), ("sigfpe", libc::SIGFPE)] {
+        fatal(how, RAISE, None, &format!("fatal signal {number}"), &format!("signal {number}"));
+    }
+}
+
+/// It has the host's memory, and so its mark and its handlers of signals.
+fn child_aborts() {
+    let place = place();
+    for _ in 0..2 {
+        let ended = answered(here(&place, "child_aborts").with_input(RAISE));
+        assert_eq!(ended.result()["decisions"][0]["outcome"], "result", "{}", ended.stderr);
+        assert!(!ended.stderr.contains("fatal signal"), "{}", ended.stderr);
+    }
+    assert!(quarantine(&place).is_empty());
+}
+
 fn task_segfault() {
     fatal("segfault", "{\"task\": \"misbehave\"}\n", None, "fatal signal 11", "signal 11");
 }
 
 fn segfault_at_its_end() {
-    let place = place();
-    let host = || here(&place, "answer").set(&format!("plugins.{PLUGIN}.config.how_at_end=segfault"));
-    let ended = host().with_input(RAISE);
-    assert_eq!((ended.code, ended.results().len()), (None, 1), "{ended:?}");
-    assert_says(&ended.stderr, &[&format!("qtasks-host: fatal signal 11 inside plugin {PLUGIN} 0.1.0 (")]);
-    refused(&answered(host().with_input(RAISE)), "misbehaves_in_handler", "quarantined", &["signal 11", "(killed-the-host)"]);
+    for end in ["how_at_stop", "how_at_end"] {
+        let place = place();
+        let host = || here(&place, "answer").set(&format!("plugins.{PLUGIN}.config.{end}=segfault"));
+        let ended = host().with_input(RAISE);
+        assert_eq!((ended.code, ended.results().len()), (None, 1), "{ended:?}");
+        assert_says(&ended.stderr, &[&format!("qtasks-host: fatal signal 11 inside plugin {PLUGIN} 0.1.0 (")]);
+        let next = answered(host().with_input(RAISE));
+        refused(&next, "misbehaves_in_handler", "quarantined", &["signal 11", "(killed-the-host)"]);
+    }
+}
+
+fn segfault_inline() {
+    for input in [RAISE, "{\"task\": \"crash\"}\n"] {
+        let place = beside_good_ones("crashes_inline");
+        let ended = run(&place).with_input(input);
+        assert_eq!(ended.code, None, "{ended:?}");
+        assert_says(&ended.stderr, &["qtasks-host: fatal signal 11 inside plugin crashes-inline 0.1.0 ("]);
+        let next = answered(run(&place).with_input(RAISE));
+        refused(&next, "crashes_inline", "quarantined", &["signal 11", "(killed-the-host)"]);
+    }
 }
 
 fn looked_at_before_the_next_start() {
@@ -152,6 +188,61 @@ fn endless_loop() {
 
 fn sleep_for_ever() {
     hangs("sleep");
+}
+
+/// A plugin that is linked in, hangs in one handler until the test lets it go, and counts the calls of another one.
+struct HangsAndCounts;
+
+static HANG: AtomicBool = AtomicBool::new(true);
+static COUNTED: AtomicUsize = AtomicUsize::new(0);
+
+impl Plugin for HangsAndCounts {
+    type Config = ();
+
+    fn create(_config: (), _host: qtasks_plugin_api::Host) -> Result<Self, Error> {
+        Ok(Self)
+    }
+}
+
+impl HangsAndCounts {
+    fn hang(&self, _event: Event<'_>) {
+        while HANG.load(Ordering::Relaxed) {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+
+    fn count(&self, _event: Event<'_>) {
+        COUNTED.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+define_plugin! {
+    plugin: HangsAndCounts,
+    name: "hangs-and-counts",
+    handlers: { task_executor_run_task_trigger_error => hang, task_executor_before_execute => inline count },
+}
+
+fn hangs_beside_an_inline_handler() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let app = TestApp::with(&["scripted"]).set("plugins.hangs-and-counts.deadline = 0.05");
+        let app = app.start_with(|app| _ = app.add_plugin::<HangsAndCounts>(Triggers::Handled)).await;
+        for asked in 1..=3 {
+            app.raise().await;
+            assert_eq!(COUNTED.load(Ordering::Relaxed), asked);
+        }
+        let report = app.raise().await;
+        HANG.store(false, Ordering::Relaxed);
+        assert_eq!(COUNTED.load(Ordering::Relaxed), 3, "it is not called any more");
+        let of_it = |decision: &&Decision| &*decision.by.name == "hangs-and-counts";
+        let failures: Vec<_> = report
+            .decisions
+            .iter()
+            .filter(of_it)
+            .map(|decision| decision.failure.as_ref().map(|failure| &*failure.kind))
+            .collect();
+        assert_eq!(failures, [Some("PluginTripped"); 2]);
+    });
 }
 
 fn asked(how: &str) -> Ended {

@@ -100,10 +100,23 @@ extern "C" fn on_fatal_signal(signal: libc::c_int, info: *mut libc::siginfo_t, _
     // SAFETY: the kernel passes a valid siginfo to an SA_SIGINFO handler.
     let sent_by_the_kernel = unsafe { (*info).si_code } > 0;
     if !sent_by_the_kernel {
-        // A fault happens again when this returns; a signal that somebody sent has to be sent again.
+        // A fault happens again when this returns; a signal that somebody sent has to be sent again. Once more where what was there
+        // before leaves the rest to the default, and to a fault that happens again, as std's handler does.
         // SAFETY: raise is async-signal-safe.
         unsafe { libc::raise(signal) };
+        if is_left_to_its_default(signal) {
+            // SAFETY: as above.
+            unsafe { libc::raise(signal) };
+        }
     }
+}
+
+fn is_left_to_its_default(signal: libc::c_int) -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: without a new action this only asks, and `action` has room for the answer.
+    let asked = unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) };
+    // SAFETY: it was written, or is all zero, which is a valid one.
+    asked == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_DFL
 }
 
 extern "C" fn on_exit() {
