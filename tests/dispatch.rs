@@ -78,6 +78,10 @@ async fn a_trigger_that_a_plugin_does_not_handle_is_no_setting_for_it() {
         let said = format!("[plugins.documented-example] {setting} names worker_start, which the plugin does not handle");
         assert_says(&error.to_string(), &[&said, ERROR]);
     }
+    let near = "task_executor_before_execute";
+    let app = TestApp::with(&["documented_example"]).set(format!("plugins.documented-example.triggers = ['{near}']"));
+    let error = app.try_start_with(|_| ()).await.1.expect_err("the application does not start").to_string();
+    assert_says(&error, &[&format!("triggers names {near}"), &format!("did you mean `{ERROR}`?")]);
 }
 
 #[tokio::test]
@@ -285,6 +289,19 @@ async fn a_plugin_lives_on_while_an_async_call_runs_in_it_beyond_the_deadline() 
     std::fs::write(&go_on, "go on").expect("the handler reads");
     while plugin.upgrade().is_some() {
         tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn calls_that_have_ended_leave_room_for_more_than_may_be_under_way_at_once() {
+    let app = TestApp::with(&["blocks_in_async_handler", "scripted"])
+        .set("plugins.scripted.triggers = []")
+        .set("plugins.blocks-in-async-handler.config.go_on = '/dev/null'")
+        .start()
+        .await;
+    for _ in 0..1100 {
+        let report = app.raise().await;
+        assert_eq!(asked(&report), [("blocks-in-async-handler", Pass)]);
     }
 }
 

@@ -345,6 +345,17 @@ fn a_library_that_hangs_while_the_host_loads_it_ends_the_start_by_name_and_the_n
     assert_eq!(next.result()["returning"], 123);
 }
 
+#[tokio::test]
+async fn a_plugin_that_has_started_is_not_late_while_another_one_is_looked_at() {
+    let app =
+        TestApp::with(&["documented_example"]).set("plugins.documented-example.start_deadline = 2").set("probe_deadline = 4");
+    app.place.copy_as(library("constructor_sleeps_for_ever"), "libz.so");
+    let app = app.start().await;
+    app.refusal("libz.so", "probe-harm");
+    assert_eq!(app.file("libdocumented_example.so").state, LoadState::Running);
+    app.running.stop().await;
+}
+
 #[test]
 fn limits_of_a_task_whose_plugin_is_refused_stop_nothing() {
     let place = Place::new();
@@ -365,7 +376,13 @@ fn limits_of_a_task_whose_plugin_is_refused_stop_nothing() {
         assert_says(&ended.stderr, &["libpenguins.so", "refused", "[tasks.penguin_ratios]: nobody provides this task now"]);
         assert_eq!(ended.result()["returning"], 1);
     }
+    // Of what is disabled nobody provides anything either.
+    place.copy("penguins");
+    let disabled = Host::run(&place).set("tasks.penguin_ratios.max_time = 5").set("plugins.penguins.enabled = false");
+    assert_says(&disabled.end().expect_code(0).stderr, &["[tasks.penguin_ratios]: nobody provides this task now"]);
     std::fs::remove_file(&library).expect("our own file");
+    // This one is refused, and would not provide it.
+    place.copy("panics_in_create");
     assert_says(&run().expect_code(2).stderr, &["[tasks.penguin_ratios]: nobody provides a task of this name"]);
 }
 

@@ -48,6 +48,20 @@ fn list_says_why_a_library_would_be_refused_and_shows_the_others() {
 }
 
 #[test]
+fn what_the_static_check_finds_is_said_without_loading_the_library() {
+    let place = Place::new();
+    let library = place.copy("no_entry_point");
+    let reason = "the static check refused it: ";
+    let said = [reason, "does not export qtasks_plugin_root_1", "elf-no-root"];
+    assert_says(&list(&place).end().expect_code(4).stdout, &said);
+    let ended = Host::new(&place).args(["plugin", "inspect"]).arg(&library).end().expect_code(4);
+    assert_says(&ended.stdout, &said[..2]);
+    let reports: Value = serde_json::from_str(&list(&place).arg("--json").end().expect_code(4).stdout).expect("a JSON list");
+    assert_eq!(reports[0]["code"], "elf-no-root");
+    assert_says(reports[0]["reason"].as_str().expect("a text"), &said[..2]);
+}
+
+#[test]
 fn list_says_whose_task_a_library_would_take() {
     let place = Place::new();
     place.copy("versioned_1");

@@ -1,17 +1,19 @@
 //! Plugins are replaced while the application runs: no event is lost or doubled. What can go wrong is in `faults/replacements.rs`.
 
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Waker};
 
-use qtasks_host::Status;
+use qtasks_host::{ReplaceError, Status, Triggers};
+use qtasks_plugin_api::{Error, Plugin, TaskContext, TaskError, define_plugin};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
+use crate::support::app::Started;
 use crate::support::artifacts::library;
-use crate::support::versioned::{FILE, GoOn, app, lives, put, stops};
+use crate::support::versioned::{FILE, GoOn, app, lives, put, renamed, stops};
 use crate::support::worker::{Project, Worker};
 use crate::support::{Host, TestApp, assert_says, returning};
 
@@ -132,6 +134,56 @@ async fn files_that_changed_their_names_with_each_other_keep_their_instances() {
     assert_eq!(lives(&place).len(), 2, "one was started, and stopped");
 }
 
+/// As a package does that names its file after its version.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_version_in_a_file_of_another_name_takes_over_or_leaves_what_runs_like_any_other() {
+    for (refuses, expected) in [(0, 2), (2, 1)] {
+        let app = app("in-process").set(format!("plugins.versioned.config.refuses = {refuses}")).start().await;
+        std::fs::remove_file(app.place.plugins().join(FILE)).expect("our own file");
+        app.place.copy_as(library("versioned_2"), "libversioned-2.so");
+        assert_eq!(app.replaced().await.changes.len(), usize::from(refuses == 0));
+        assert_eq!(app.versions().await, (json!(expected), json!(expected)));
+        app.running.stop().await;
+    }
+}
+
+/// The names of the plugins that run, with their versions.
+fn running(app: &Started) -> Vec<String> {
+    let registry = app.running.executor().dispatcher().registry();
+    registry.plugins().iter().map(|plugin| format!("{} {}", plugin.name(), plugin.identity().version)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_whose_file_holds_another_one_now_goes() {
+    let app = app("in-process").start().await;
+    app.place.copy_as(library("documented_example"), FILE);
+    let changes: Vec<String> = app.replaced().await.changes.iter().map(ToString::to_string).collect();
+    assert_says(&changes.join("\n"), &["documented-example 0.1.0 (", ") was added\n", "versioned 1.0.0 (", ") was removed"]);
+    assert_eq!(running(&app), ["documented-example 0.1.0", "scripted 0.1.0"]);
+    app.running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_that_came_in_from_another_file_runs_alone_though_its_old_file_is_refused() {
+    let app = TestApp::with(&["same_name_a"]).start().await;
+    app.place.copy_as(library("same_name_b"), "liba.so");
+    app.place.write("plugins/libsame_name_a.so", "no library");
+    assert_eq!(app.replaced().await.changes.len(), 1);
+    assert_eq!(running(&app), ["same-name 2.0.0"]);
+    app.running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_whose_tasks_went_to_the_one_in_its_file_goes_though_its_new_version_is_refused() {
+    let app = app("in-process").start().await;
+    app.place.write("plugins/.new", renamed("versioned_2"));
+    std::fs::rename(app.place.plugins().join(".new"), app.place.plugins().join(FILE)).expect("our own directory");
+    app.place.copy_as(library("versioned_2"), "libz.so");
+    app.replaced().await;
+    assert_eq!(running(&app), ["a-version 2.0.0", "scripted 0.1.0"]);
+    app.running.stop().await;
+}
+
 /// Who withdraws trust from what runs is told so, and restarts: a lock file that somebody forgot to renew takes no plugin away.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lock_that_vouches_for_other_bytes_leaves_what_runs() {
@@ -146,6 +198,16 @@ async fn a_lock_that_vouches_for_other_bytes_leaves_what_runs() {
     assert_eq!(app.replaced().await.changes.len(), 1, "the one that it vouches for comes in");
     assert_eq!(app.versions().await, (json!(2), json!(2)));
     app.running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_replaced_once_the_application_has_stopped() {
+    let app = app("in-process").start().await;
+    let replacer = app.replacer();
+    app.running.stop().await;
+    put(&app.place, "versioned_2");
+    assert!(matches!(replacer.replace().await, Err(ReplaceError::Stopping)));
+    assert_eq!(lives(&app.place).len(), 2, "one was started, and stopped");
 }
 
 async fn what_runs_ends_in_the_version_it_began_with(isolation: &str) {
@@ -201,15 +263,36 @@ async fn a_plugin_that_is_added_where_nobody_was_asked_before_is_asked() {
     assert_eq!(returning(&app.raise().await), "1");
 }
 
+/// A plugin that is linked in.
+struct LinkedIn;
+
+impl Plugin for LinkedIn {
+    type Config = ();
+
+    fn create(_config: (), _host: qtasks_plugin_api::Host) -> Result<Self, Error> {
+        Ok(Self)
+    }
+}
+
+impl LinkedIn {
+    fn task(&self, _ctx: &TaskContext, (): (), (): ()) -> Result<u64, TaskError> {
+        Ok(7)
+    }
+}
+
+define_plugin! { plugin: LinkedIn, name: "linked-in", handlers: {}, tasks: { linked_in => inline task } }
+
 #[tokio::test(flavor = "multi_thread")]
 async fn plugins_are_added_and_removed_and_linked_in_ones_and_own_tasks_stay() {
     let app = TestApp::with(&["scripted"])
         .set("plugins.scripted.config.record = false")
         .set("tasks.own.config.greeting = 'hello'")
         .start_with(|app| {
-            app.inline_task("own", |ctx, (): (), (): ()| Ok::<_, qtasks_host::TaskError>(ctx.config::<Value>()?));
+            app.inline_task("own", |ctx, (): (), (): ()| Ok::<_, TaskError>(ctx.config::<Value>()?));
+            app.add_plugin::<LinkedIn>(Triggers::Handled);
         })
         .await;
+    let linked_in = async || returning(&app.run("linked_in", json!([]), json!({})).await).to_owned();
     let own = async || returning(&app.run("own", json!([]), json!({})).await).to_owned();
     assert_eq!(app.raise().await.status, Status::Error);
     put(&app.place, "versioned_1");
@@ -217,11 +300,13 @@ async fn plugins_are_added_and_removed_and_linked_in_ones_and_own_tasks_stay() {
     assert_says(&added.changes[0].to_string(), &["versioned 1.0.0 (", ") was added"]);
     assert_eq!(app.versions().await, (json!(1), json!(1)));
     assert_eq!(own().await, r#"{"greeting":"hello"}"#);
+    assert_eq!(linked_in().await, "7");
     std::fs::remove_file(app.place.plugins().join(FILE)).expect("our own file");
     let removed = app.replaced().await;
     assert_says(&removed.changes[0].to_string(), &["versioned 1.0.0 (", ") was removed"]);
     assert_eq!(app.raise().await.status, Status::Error);
     assert_eq!(own().await, r#"{"greeting":"hello"}"#);
+    assert_eq!(linked_in().await, "7");
     app.replacer().drained().await;
     assert_eq!(stops(&app.place), [1]);
 }
@@ -333,9 +418,11 @@ fn a_watched_directory_is_followed_through_links_that_are_swapped() {
     let mut worker = Worker::spawn(project.worker_over(&path("current/plugins")).arg("--watch"));
     lead(&path("first/plugins"), "../v2");
     assert_says(&worker.read_until("was replaced by"), &["versioned 2.0.0"]);
-    lead(&path("current"), "second");
-    assert_says(&worker.read_until("was replaced by"), &["versioned 1.0.0"]);
     // What happens in the directory that is there now is seen as well.
+    std::fs::remove_file(path("v2").join(FILE)).expect("our own file");
+    assert_says(&worker.read_until("was removed"), &["versioned 2.0.0"]);
+    lead(&path("current"), "second");
+    assert_says(&worker.read_until("was added"), &["versioned 1.0.0"]);
     std::fs::remove_file(path("v1").join(FILE)).expect("our own file");
     assert_says(&worker.read_until("was removed"), &["versioned 1.0.0"]);
     assert!(worker.stop().0.success());
@@ -355,8 +442,57 @@ fn a_watched_directory_is_looked_at_when_a_lock_file_elsewhere_changes() {
     assert_says(&worker.read_until("plugin refused"), &["lock-mismatch"]);
     assert_says(&worker.read_until("goes on"), &["plugin versioned 1.0.0 (", ") goes on: what was to replace it was refused"]);
     worker.read_until("no plugin was replaced");
+    let before = std::fs::read(&lock).expect("a lock file");
     renew();
     assert_says(&worker.read_until("was replaced by"), &["versioned 2.0.0"]);
+    put(&project.place, "versioned_1");
+    worker.read_until("no plugin was replaced");
+    // In place, as an editor may do it.
+    std::fs::write(&lock, before).expect("our own file");
+    assert_says(&worker.read_until("was replaced by"), &["versioned 1.0.0"]);
+    assert!(worker.stop().0.success());
+}
+
+#[test]
+fn a_watched_directory_is_looked_at_for_whatever_changes_what_may_run() {
+    let project = project();
+    let path = |name: &str| project.place.plugins().join(name);
+    let mut worker = Worker::spawn(project.worker().arg("--watch"));
+    symlink("nowhere", path("libz.so")).expect("a new link");
+    assert_says(&worker.read_until("plugin refused"), &["libz.so"]);
+    worker.read_until("no plugin was replaced");
+    std::fs::set_permissions(path(FILE), std::fs::Permissions::from_mode(0o777)).expect("our own file");
+    assert_says(&worker.read_until("plugin refused"), &[FILE]);
+    worker.read_until("no plugin was replaced");
+    std::fs::write(path("libversioned.so.minisig"), "no signature").expect("our own directory");
+    worker.read_until("the plugin directory has changed");
+    worker.read_until("no plugin was replaced");
+    std::fs::set_permissions(path(FILE), std::fs::Permissions::from_mode(0o755)).expect("our own file");
+    worker.read_until("no plugin was replaced");
+    std::fs::write(path("plugins.lock"), "no lock").expect("our own directory");
+    assert_says(&worker.read_until("plugin refused"), &["code=\"lock"]);
+    assert!(worker.stop().0.success());
+}
+
+#[test]
+fn a_watched_directory_that_never_becomes_quiet_is_looked_at_all_the_same() {
+    let project = project();
+    let mut worker = Worker::spawn(project.worker().arg("--watch"));
+    put(&project.place, "versioned_2");
+    let busy = project.place.plugins().join("busy.lock");
+    let go_on = Arc::new(AtomicBool::new(true));
+    let writing = std::thread::spawn({
+        let go_on = Arc::clone(&go_on);
+        move || {
+            while go_on.load(Ordering::Relaxed) {
+                std::fs::write(&busy, "").expect("our own directory");
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+        }
+    });
+    worker.read_until("was replaced by");
+    go_on.store(false, Ordering::Relaxed);
+    writing.join().expect("it only writes");
     assert!(worker.stop().0.success());
 }
 

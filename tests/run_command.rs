@@ -199,13 +199,25 @@ fn a_refused_plugin_is_told_with_path_and_reason_and_stops_nothing() {
 
 #[test]
 fn what_a_plugin_logs_in_any_of_three_ways_is_in_the_log_under_its_name() {
-    let ended = Host::run(&place(&["scripted", "logs_everything"])).args(["--log", "trace"]).with_input(RAISE).expect_code(1);
-    for (level, words) in [("INFO", "from tracing"), ("WARN", "from log"), ("ERROR", "from the host")] {
-        let line = ended.stderr.lines().find(|line| line.contains(words)).unwrap_or_else(|| panic!("{words}: {}", ended.stderr));
-        assert_says(line, &[level, "plugin=logs-everything"]);
+    for isolation in ["in-process", "process"] {
+        let place = place(&["scripted", "logs_everything"]);
+        let host = Host::run(&place).args(["--log", "trace"]);
+        let ended = host.set(&format!("plugins.logs-everything.isolation = {isolation:?}")).with_input(RAISE).expect_code(1);
+        let levels = [
+            ("TRACE", "the least"),
+            ("DEBUG", "a detail"),
+            ("INFO", "from tracing"),
+            ("WARN", "from log"),
+            ("ERROR", "from the host"),
+        ];
+        for (level, words) in levels {
+            let line =
+                ended.stderr.lines().find(|line| line.contains(words)).unwrap_or_else(|| panic!("{words}: {}", ended.stderr));
+            assert_says(line, &[level, "plugin=logs-everything"]);
+        }
+        let line = ended.stderr.lines().find(|line| line.contains("from tracing")).expect("found above");
+        assert_says(line, &["answer", "42", "logs_everything"]);
     }
-    let line = ended.stderr.lines().find(|line| line.contains("from tracing")).expect("found above");
-    assert_says(line, &["answer", "42", "logs_everything"]);
     // In a process of its own nobody reads what it says before it has started, and it is told all the same.
     let place = place(&["scripted", "logs_everything"]);
     let ended = Host::run(&place).set("plugins.logs-everything.isolation = 'process'").with_input(RAISE).expect_code(1);
@@ -237,6 +249,8 @@ fn the_log_level_holds_for_plugins_too() {
     let run = |level| Host::run(&place(&["scripted", "logs_everything"])).args(["--log", level]).with_input(RAISE).stderr;
     let warned = run("warn");
     assert!(warned.contains("from log") && !warned.contains("from tracing"), "{warned}");
+    let detailed = run("debug");
+    assert!(detailed.contains("a detail") && !detailed.contains("the least"), "{detailed}");
     let silent = run("off");
     assert!(!silent.contains("from the host"), "{silent}");
 }

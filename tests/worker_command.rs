@@ -320,6 +320,21 @@ fn a_running_task_is_cancelled_through_its_worker() {
 }
 
 #[test]
+fn a_plugin_is_told_that_the_task_was_cancelled_about_which_it_was_asked() {
+    for isolation in ["in-process", "process"] {
+        let project = Project::sqlite(&["scripted", "hangs_in_handler"]);
+        let isolation = format!("plugins.hangs-in-handler.isolation = {isolation:?}");
+        let mut worker = project.start(&[&isolation, "plugins.hangs-in-handler.deadline = 600"]);
+        let uuid = project.add(&["raise"]);
+        worker.read_until("waiting");
+        project.client(&["task", "cancel", &uuid]).end().expect_code(0);
+        worker.read_until("cancelled");
+        assert_eq!(project.wait(&uuid)["status"], "cancel");
+        assert!(worker.stop().0.success());
+    }
+}
+
+#[test]
 fn a_task_that_a_worker_holds_and_has_not_begun_is_cancelled_at_once() {
     let project = Project::sqlite(&[]);
     let go_on = project.place.fifo("go_on");

@@ -30,8 +30,9 @@ faults! {
     destructor_hangs_at_exit: "an exit handler never ends" => "killed, quarantined as `time-out`";
     constructor_spawns_a_thread: "a constructor leaves a thread" => "quarantined as `side-effect`; runs where the settings admit it, or in a process of its own";
     constructor_catches_sigsegv: "a constructor takes over signal handlers" => "quarantined as `side-effect`; runs where the settings admit it, or in a process of its own";
-    constructor_ignores_sigpipe: "a constructor ignores signals" => "quarantined as `side-effect`; runs where the settings admit it, or in a process of its own";
+    constructor_ignores_sigpipe: "a constructor ignores and blocks signals" => "quarantined as `side-effect`; runs where the settings admit it, or in a process of its own";
     constructor_changes_directory_and_umask: "a constructor changes directory and umask" => "quarantined as `side-effect`; runs where the settings admit it, or in a process of its own; verdicts keep their mode";
+    constructor_leaves_a_descriptor: "a constructor leaves a descriptor open" => "quarantined as `side-effect`; runs where the settings admit it, or in a process of its own";
     constructor_sets_environment: "a constructor sets an environment variable" => "quarantined as `side-effect`; runs where the settings admit it, or in a process of its own";
     constructor_sets_locale: "a constructor sets the locale" => "quarantined as `side-effect`; runs where the settings admit it, or in a process of its own";
     constructor_lowers_limits: "a constructor lowers a limit" => "quarantined as `side-effect`; runs where the settings admit it, or in a process of its own";
@@ -177,11 +178,15 @@ fn constructor_catches_sigsegv() {
 }
 
 fn constructor_ignores_sigpipe() {
-    changes("constructor_ignores_sigpipe", &["is ignored"]);
+    changes("constructor_ignores_sigpipe", &["(SIGUSR2) is ignored", "blocked signals: ", " → 0000000000000200"]);
 }
 
 fn constructor_changes_directory_and_umask() {
     changes("constructor_changes_directory_and_umask", &["working directory: / → /proc", "umask: ", " → 0000"]);
+}
+
+fn constructor_leaves_a_descriptor() {
+    changes("constructor_leaves_a_descriptor", &["descriptors: "]);
 }
 
 fn constructor_sets_environment() {

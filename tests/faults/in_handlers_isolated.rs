@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{RAISE, beside_good_ones, one_call_too_many, run};
 use crate::support::host::Ended;
@@ -17,14 +17,21 @@ faults! {
     stack_overflow: "a handler overflows its stack" => "`PluginCrashed` naming SIGABRT; the runtime's last words are logged";
     kill_its_group: "a handler kills its own process group" => "`PluginCrashed` naming SIGKILL; the host is in another group";
     memory_balloon: "a handler allocates without end" => "`PluginCrashed` naming SIGABRT, at `memory_mib`";
-    memory_in_a_file: "a handler makes a file that is in memory alone" => "its own error: the sandbox refuses it; `memory_mib` would not see it";
+    memory_in_a_file: "a handler makes a file that is in memory alone, or a segment that others share" => "its own error: the sandbox refuses it; `memory_mib` would not see it";
     endless_loop: "a handler never ends, spinning" => "`DeadlineExceeded`; its process is killed";
     sleep_for_ever: "a handler never ends, sleeping" => "`DeadlineExceeded`; its process is killed";
     stops_itself: "a handler raises SIGSTOP" => "`DeadlineExceeded`; its process is killed";
     closes_descriptors: "a handler closes every descriptor" => "`DeadlineExceeded` or `PluginCrashed`; its process is killed";
     panic_in_async: "an async handler panics" => "`Panic` with message and place; the process stays";
+    ends_when_told: "a handler ends once it is told that its deadline passed" => "`DeadlineExceeded`; the process stays";
     never_ready: "an async handler awaits what never happens" => "`DeadlineExceeded`; the process is killed";
-    starts_a_process: "a handler starts a program" => "its own error: the sandbox refuses it, unless `processes = true`";
+    starts_a_process: "a handler starts a program, or becomes another one" => "its own error: the sandbox refuses it, unless `processes = true`";
+    reads_its_environment: "a handler reads its environment" => "of the host's there are `PATH`, `HOME`, `LANG` and `TZ`";
+    reads_standard_input: "a handler reads its standard input" => "it is empty";
+    looks_for_descriptors: "a handler looks for what the host has open" => "it is not open there";
+    under_lower_limits: "the host runs under limits that are lower than the plugin's" => "they hold for the plugin as well; it writes no core file in any case";
+    writes_to_dev_null: "a handler writes to `/dev/null`" => "it may";
+    writes_to_the_hosts_socket: "a handler writes to the host's socket what no guest says there" => "`PluginCrashed`, naming it; its process is killed";
     starts_a_thread: "a handler starts a thread" => "it may";
     burns_processor_time: "a handler takes processor time without end" => "`PluginCrashed` naming SIGXCPU, at `cpu_seconds`; a new process for the next call";
     writes_a_large_file: "a handler writes a file of 2 GiB" => "`PluginCrashed` naming SIGXFSZ, at 1 GiB";
@@ -52,6 +59,7 @@ faults! {
     task_segfault: "a task writes to memory that is not there" => "the task's error is `PluginCrashed` naming SIGSEGV";
     task_sleeps_for_ever: "a task never ends" => "`TimeoutError` after `max_time`; its process is killed, the next task runs";
     stop_hangs: "a plugin never stops" => "its process is killed at the stop's deadline";
+    stop_fails: "a plugin fails when it is stopped" => "the host ends well, and says why";
     stop_crashes: "a plugin crashes when it is stopped" => "the host ends well";
 }
 
@@ -133,23 +141,79 @@ fn memory_balloon() {
 fn memory_in_a_file() {
     let place = place();
     for processes in [false, true] {
-        let host = isolated(&place, "hide_memory").set(&format!("plugins.{PLUGIN}.processes={processes}"));
-        for (kind, message) in failures(host.with_input(RAISE), 1) {
-            assert_eq!(kind, "Error", "{message}");
-            assert_says(&message, &["Operation not permitted"]);
+        for how in ["hide_memory", "hide_secret_memory", "hide_shared_memory"] {
+            not_permitted(isolated(&place, how).set(&format!("plugins.{PLUGIN}.processes={processes}")));
         }
+    }
+}
+
+/// The system refuses the plugin what it does.
+#[track_caller]
+fn not_permitted(host: Host) {
+    for (kind, message) in failures(host.with_input(RAISE), 1) {
+        assert_eq!(kind, "Error", "{message}");
+        assert_says(&message, &["Operation not permitted"]);
     }
 }
 
 fn starts_a_process() {
     let place = place();
-    let refused = isolated(&place, "start_process").with_input(RAISE);
-    for (kind, message) in failures(refused, 1) {
-        assert_eq!(kind, "Error", "{message}");
-        assert_says(&message, &["Operation not permitted"]);
+    for how in ["start_process", "become_another", "become_another_at"] {
+        not_permitted(isolated(&place, how));
     }
     let allowed = isolated(&place, "start_process").set(&format!("plugins.{PLUGIN}.processes=true"));
     assert_eq!(answer_of(allowed), "exit status: 0");
+}
+
+fn reads_its_environment() {
+    let place = place();
+    let host = isolated(&place, "environment").env("LANG", "C.UTF-8").env("TZ", "UTC").env("QTASKS_TEST_SECRET", "x");
+    let seen = answer_of(host);
+    let home = place.root().to_str().expect("a plain path");
+    for (name, value) in
+        [("HOME", home), ("LANG", "C.UTF-8"), ("TZ", "UTC"), ("PATH", &std::env::var("PATH").expect("a test has one"))]
+    {
+        assert_eq!(seen[name], value, "{seen}");
+    }
+    assert_eq!(seen.as_object().map(serde_json::Map::len), Some(4), "{seen}");
+}
+
+fn reads_standard_input() {
+    assert_eq!(answer_of(isolated(&place(), "read_stdin")), 0);
+}
+
+/// The same, with the host started by this shell script.
+fn isolated_by(place: &Place, script: &str, how: &str) -> Host {
+    let host = Host::shell(place, &format!("{script} && exec \"$0\" \"$@\"")).arg("run").arg("--plugins").arg(place.plugins());
+    let set = ["isolation=process", "priority=1", &format!("config.how={how}")];
+    let host = host.arg("--state-dir").arg(place.state());
+    set.into_iter().fold(host, |host, set| host.set(&format!("plugins.{PLUGIN}.{set}")))
+}
+
+fn looks_for_descriptors() {
+    let place = place();
+    let open = json!(place.write("open", ""));
+    let seen = answer_of(isolated_by(&place, "exec 9<open", "descriptors"));
+    assert!(seen.as_array().is_some_and(|seen| !seen.is_empty() && !seen.contains(&open)), "{seen}");
+}
+
+fn under_lower_limits() {
+    let limits = answer_of(isolated_by(&place(), "ulimit -n 200", "limits"));
+    let limit = |name: &str| {
+        let line = limits.as_str().and_then(|limits| limits.lines().find_map(|line| line.strip_prefix(name)));
+        line.expect("Linux has it").split_whitespace().take(2).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(limit("Max open files"), ["200", "200"]);
+    assert_eq!(limit("Max core file size"), ["0", "0"]);
+}
+
+fn writes_to_dev_null() {
+    assert_eq!(answer_of(isolated(&place(), "write_to_null")), 456);
+}
+
+fn writes_to_the_hosts_socket() {
+    ends("forge_a_frame", "PluginCrashed", "sent nonsense and was killed: a frame of kind Hello");
+    ends("forge_a_length", "PluginCrashed", "sent nonsense and was killed: a frame of 4294967295 bytes");
 }
 
 fn starts_a_thread() {
@@ -269,6 +333,19 @@ fn async_fixture(fixture: &str, deadline: f64, kind: &str, words: &[&str]) {
 
 fn panic_in_async() {
     async_fixture("panics_in_async_handler", 20.0, "Panic", &["no answer for raise", "panics_in_async_handler.rs:"]);
+}
+
+/// It has little time for it, and the machine may be busy: once is enough.
+fn ends_when_told() {
+    let place = beside_good_ones("hangs_in_handler");
+    let set = ["isolation=process", "priority=1", "deadline=0.2"].map(|set| format!("plugins.hangs-in-handler.{set}"));
+    let host = set.iter().fold(run(&place).args(["--concurrency", "1"]), |host, set| host.set(set));
+    let ended = host.with_input(RAISE.repeat(4)).expect_code(0);
+    for result in ended.results() {
+        assert_eq!(result["decisions"][0]["failure"]["type"], "DeadlineExceeded", "{result}");
+    }
+    assert_says(&ended.stderr, &["plugin=hangs-in-handler", "cancelled"]);
+    assert!(ended.stderr.matches("it is started again").count() < 3, "{}", ended.stderr);
 }
 
 fn never_ready() {
@@ -405,6 +482,13 @@ fn stop_hangs() {
         &["the plugin did not stop cleanly: did not stop within 5 s; its process was killed"],
     );
     assert!(begun.elapsed() >= Duration::from_secs(5));
+}
+
+fn stop_fails() {
+    let place = place();
+    // The locks are not there.
+    let ended = isolated(&place, "null").set(&format!("plugins.{PLUGIN}.config.how_at_stop=take_two_locks")).with_input(RAISE);
+    assert_says(&ended.expect_code(0).stderr, &["the plugin did not stop cleanly: ", "No such file or directory"]);
 }
 
 fn stop_crashes() {

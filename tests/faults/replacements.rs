@@ -25,6 +25,8 @@ faults! {
     new_version_crashes: "a new version crashes when it is loaded" => "`probe-harm`, in quarantine; the old version serves";
     new_version_refuses: "a new version refuses to start" => "`start`, or `isolated` in a process of its own; the old version serves";
     new_version_hangs_here: "a new version hangs in its start, in the host's process" => "quarantined as `time-out`; the old version serves, and the other files are looked at";
+    new_version_starts_too_late: "a new version takes longer to start than it may, in the host's process" => "quarantined as `time-out`; the old version serves; the new one is stopped once it has started";
+    new_version_hangs_and_no_verdict_can_be_written: "a new version hangs in its start, in the host's process, and the state directory cannot be written to" => "nothing is replaced, and it is said what to do; the old version serves";
     hangs_after_others_came_up: "a library hangs in its start, in the host's process, when a new one before it has come up" => "the new one runs once; what came up beside it is stopped";
     new_version_hangs_isolated: "a new version hangs in its start, in a process of its own" => "`isolated`; the old version serves";
     new_version_hangs_while_it_is_loaded: "a library hangs while a worker loads it, and did not in the probe" => "quarantined as `time-out`; the worker finishes what it can, and exits with 70; its tasks run again";
@@ -157,6 +159,49 @@ fn new_version_hangs_here() {
     // The thread that hangs is nobody's to end, and the runtime would wait for it.
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(new_version_hangs("in-process", "quarantined"));
+    runtime.shutdown_background();
+}
+
+fn new_version_starts_too_late() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let place = runtime.block_on(async {
+        let app =
+            app("in-process").set("plugins.versioned.config.waits_in_start = 2").set("plugins.versioned.start_deadline = 2");
+        let app = app.start().await;
+        let go_on = GoOn::new(&app.place);
+        put(&app.place, "versioned_2");
+        assert_says(&app.refused_now("quarantined").await, &["its create or start did not end within 2 s"]);
+        drop(go_on.is_waited_for().await);
+        app.running.stop().await;
+        app.place
+    });
+    // It waits for the thread that was left to itself.
+    drop(runtime);
+    let mut ends = stops(&place);
+    ends.sort_unstable();
+    assert_eq!(ends, [1, 2]);
+}
+
+fn new_version_hangs_and_no_verdict_can_be_written() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let app =
+            app("in-process").set("plugins.versioned.config.hangs_in_start = 2").set("plugins.versioned.start_deadline = 2");
+        let app = app.set("probe = false").start().await;
+        app.place.write("state/verdicts", "no directory");
+        put(&app.place, "versioned_2");
+        let error = app.running.replace_plugins().await.expect_err("it would hang again");
+        assert!(matches!(error, ReplaceError::Hangs(_)), "{error:?}");
+        assert_says(
+            &error.to_string(),
+            &[
+                "plugin versioned did not start within 2 s",
+                "take its file away, or start with [plugins.versioned] isolation = \"process\"",
+            ],
+        );
+        assert_eq!(app.versions().await, (json!(1), json!(1)));
+        stopped(app, &[1]).await;
+    });
     runtime.shutdown_background();
 }
 

@@ -1,5 +1,7 @@
 //! A plugin's own process that ended, and is started again.
 
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -7,6 +9,7 @@ use qtasks_host::TaskReport;
 use serde_json::{Value, json};
 
 use super::in_handlers_isolated::{PLUGIN, failures, isolated, place};
+use super::replacements::on_threads;
 use super::{Held, RAISE, quarantine};
 use crate::support::app::Started;
 use crate::support::artifacts::library;
@@ -16,6 +19,7 @@ faults! {
     starts_again: "a handler crashes now and then" => "each call gets a living process; what it answers counts";
     tripped: "a handler crashes five times within a minute" => "`PluginTripped`: it is not asked again, the summary says why, and it is quarantined as `repeated-failure`";
     never_comes_up_again: "a handler crashes, and its next process hangs in its start" => "`PluginCrashed` at each call's deadline, and other tasks go on; nothing is left of the process";
+    cannot_be_started_for_a_while: "a handler crashes, and the guest program cannot be used for a while" => "`PluginCrashed`, naming the program; the plugin is not to blame: later calls are answered";
     comes_up_slowly: "a handler crashes, and its next process takes longer to start than a call may" => "`PluginCrashed` at the call's deadline; the start goes on, and later calls are answered";
     stopped_while_it_comes_up: "the application is stopped while a process hangs in being started again" => "it is killed at once; the call that waits for it is `PluginCrashed`";
     dropped_while_it_comes_up: "the application is dropped while a process hangs in being started again" => "it is killed at once";
@@ -81,6 +85,37 @@ fn never_comes_up_again() {
     on_each_runtime(async || {
         let ComingUp { waiting, app: _app, .. } = ComingUp::new("hold", 2.0).await;
         assert_eq!(failure(&waiting.await.expect("a report")), COMES_UP);
+    });
+}
+
+fn cannot_be_started_for_a_while() {
+    let app = TestApp::with(&["scripted", "misbehaves_in_handler"]).set("plugins.scripted.triggers = []");
+    let write = |path: &Path, script: &str| {
+        // Renamed over the other: a program that is being started cannot be written to.
+        let beside = path.with_extension("new");
+        std::fs::write(&beside, format!("#!/bin/sh\n{script}\n")).expect("the test's own directory");
+        std::fs::set_permissions(&beside, std::fs::Permissions::from_mode(0o755)).expect("our own file");
+        std::fs::rename(&beside, path).expect("our own file");
+    };
+    let (program, good) = (app.place.path("guest"), format!("exec {} \"$@\"", env!("CARGO_BIN_EXE_qtasks-host")));
+    write(&program, &good);
+    let guest = format!("guest_program = {}", toml::Value::from(program.to_str().expect("a plain path")));
+    let set = ["isolation = 'process'", "config.how = 'segfault'"].map(|set| format!("plugins.{PLUGIN}.{set}"));
+    let app = set.into_iter().chain([guest]).fold(app, TestApp::set);
+    on_threads(async {
+        let app = app.start().await;
+        assert_says(failure(&app.raise().await).1, &["signal 11 (SIGSEGV)"]);
+        write(&program, "exit 3");
+        for _ in 0..6 {
+            let report = app.raise().await;
+            assert_eq!(failure(&report).0, "PluginCrashed");
+            let said = ["the guest program ", "it ended with exit(3) before it asked for its library", "`guest_program`"];
+            assert_says(failure(&report).1, &said);
+        }
+        write(&program, &good);
+        assert_eq!(returning(&app.run("raise", json!([]), json!({"message": "be good"})).await), "456");
+        assert!(quarantine(&app.place).is_empty());
+        app.running.stop().await;
     });
 }
 

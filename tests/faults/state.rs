@@ -22,7 +22,7 @@ faults! {
     verdict_of_other_bytes: "a verdict's file holds the verdict of other bytes" => "ignored: probed again";
     verdict_endless: "a verdict's file is larger than any verdict" => "ignored with a warning: probed again";
     verdicts_by_the_thousand: "there are more than twenty thousand verdicts" => "the oldest good ones go; what is in quarantine stays there";
-    verdicts_under_any_umask: "the host runs with a umask that lets the group write" => "verdicts are the owner's alone, and hold";
+    verdicts_under_any_umask: "the host runs with a umask that lets the group write" => "verdicts and the record of culprits are the owner's alone, and hold";
     state_is_a_file: "the state directory cannot be written to" => "nothing is loaded that was not probed; tasks run";
     disk_is_full: "the disk of the state directory is full" => "what is known good runs, nothing is loaded that was not probed";
     disk_is_full_after_a_probe: "the disk of the state directory is full once a probe has begun" => "the library is not loaded, and not in quarantine: probed again when there is room";
@@ -152,6 +152,8 @@ fn verdicts_under_any_umask() {
         refused(&start(), "constructor_segfaults", "probe-harm", &["SIGSEGV"]);
         let mode = fs::metadata(verdict(&place, "constructor_segfaults")).expect("there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+        let culprits = fs::metadata(place.state().join("culprits.jsonl")).expect("there").permissions().mode();
+        assert_eq!(culprits & 0o777, 0o600);
         let second = start();
         refused(&second, "constructor_segfaults", "quarantined", &["SIGSEGV"]);
         assert!(!second.stderr.contains(NOT_OURS), "{}", second.stderr);

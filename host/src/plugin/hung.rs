@@ -100,6 +100,11 @@ mod tests {
         in_time.end();
         in_time.abandon();
         assert_eq!(hung.calls(), 0, "it had ended before anybody gave up");
+        let mut all: Vec<_> = (0..MOST_CALLS).map(|_| hung.begin().expect("as many as may be")).collect();
+        assert!(hung.begin().is_none() && hung.begin().is_none());
+        all.pop().expect("there are some").end();
+        all.push(hung.begin().expect("one has ended"));
+        all.iter().for_each(RunningCall::end);
         for _ in 0..MOST {
             hung.begin().expect("few are under way").abandon();
         }
