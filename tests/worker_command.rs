@@ -30,6 +30,34 @@ fn started_by(worker: &Worker) -> Vec<Vec<String>> {
 }
 
 #[test]
+fn a_worker_says_at_sigusr1_how_its_plugins_stand() {
+    let project = Project::sqlite(&["misbehaves_in_handler", "scripted", "no_entry_point"]);
+    let crashes = ["isolation = 'process'", "config.how = 'segfault'"].map(|set| format!("plugins.misbehaves-in-handler.{set}"));
+    let mut worker = project.start(&crashes.each_ref().map(String::as_str));
+    let delayed = project.add(&["echo", "--delay", "3600"]);
+    let say = |worker: &mut Worker, state: &str, reason: &str| {
+        worker.signal(Signal::USR1);
+        assert_says(&worker.read_until("SIGUSR1: "), &["QueueTasks ", &project.url]);
+        assert_says(&worker.read_until("plugin misbehaves-in-handler 0.1.0 ("), &[&format!("): {state}{reason}")]);
+        worker.read_until("plugin scripted 0.1.0 (");
+        assert_says(&worker.read_until("plugin no-entry-point 0.1.0: refused: "), &["WARN", "does not export"]);
+        assert_says(&worker.read_until("tasks: "), &["1 wait, 1 of them for a later time; 0 are being run"]);
+    };
+    say(&mut worker, "running", "");
+    // The sixth is told that the plugin is set aside, so by then it is.
+    for _ in 0..6 {
+        project.wait(&project.add(&["raise"]));
+    }
+    say(
+        &mut worker,
+        "tripped",
+        ": set aside after 5 failures within 60 s; the last: its process was killed by signal 11 (SIGSEGV)",
+    );
+    assert_eq!(project.status(&delayed), "new");
+    assert!(worker.stop().0.success());
+}
+
+#[test]
 fn a_plugins_process_is_shown_with_the_plugins_name() {
     let project = Project::sqlite(&["scripted", "documented_example"]);
     let worker = project.start(&["plugins.scripted.isolation = 'process'"]);

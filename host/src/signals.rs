@@ -4,13 +4,14 @@ use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// SIGTERM, Ctrl-C and SIGHUP, from when they are caught on: until then each ends the process.
+/// SIGTERM, Ctrl-C, SIGHUP and SIGUSR1, from when they are caught on: until then each ends the process.
 #[derive(Debug)]
 pub struct Signals {
     /// `None`: it cannot be caught here, and ends the process as the system has it.
     terminate: Option<Signal>,
     interrupt: Option<Signal>,
     hangup: Option<Signal>,
+    user: Option<Signal>,
     /// Whether one has asked to stop already.
     told: bool,
     /// The last one that counted.
@@ -26,17 +27,19 @@ impl Signals {
     /// Catches them. Needs a tokio runtime around it.
     #[must_use]
     pub fn catch() -> Self {
-        Self { hangup: caught_from_now_on(SignalKind::hangup()), ..Self::catch_stops() }
+        let [hangup, user] = [SignalKind::hangup(), SignalKind::user_defined1()].map(caught_from_now_on);
+        Self { hangup, user, ..Self::catch_stops() }
     }
 
-    /// Catches those that ask to stop, and leaves SIGHUP as the system has it: where no plugin is replaced, it ends the process with its
-    /// terminal.
+    /// Catches those that ask to stop, and leaves the others as the system has them: where no plugin is replaced, SIGHUP ends the process
+    /// with its terminal.
     #[must_use]
     pub fn catch_stops() -> Self {
         Self {
             terminate: caught_from_now_on(SignalKind::terminate()),
             interrupt: caught_from_now_on(SignalKind::interrupt()),
             hangup: None,
+            user: None,
             told: false,
             last: None,
         }
@@ -64,6 +67,11 @@ impl Signals {
     /// SIGHUP, for somebody else to wait for.
     pub(crate) fn take_hangups(&mut self) -> Option<Signal> {
         self.hangup.take()
+    }
+
+    /// SIGUSR1, likewise.
+    pub(crate) fn take_inquiries(&mut self) -> Option<Signal> {
+        self.user.take()
     }
 
     /// Waits for one that asks to stop; gives its name.

@@ -13,6 +13,7 @@ use crate::plugin::start_watch::linker_is_held;
 use crate::queue_tasks::QueueTasks;
 use crate::replacer::Replacer;
 use crate::signals::Signals;
+use crate::stats::Stats;
 use crate::task::TaskReport;
 use crate::worker::{Stop, Worked, Worker, WorkerSettings};
 
@@ -22,7 +23,7 @@ pub struct Starter {
     replacer: Arc<Replacer>,
     store: Arc<Store>,
     worker: Worker,
-    drain_deadline: Duration,
+    settings: WorkerSettings,
     /// `None`: left to the application.
     signals: Option<Signals>,
     reports: Option<mpsc::Sender<TaskReport>>,
@@ -58,11 +59,12 @@ impl Starter {
     /// Runs the application's tasks from `store`.
     pub(crate) fn new(replacer: Arc<Replacer>, store: Arc<Store>, settings: WorkerSettings) -> Self {
         let worker = Worker::new(Arc::clone(replacer.executor()), Arc::clone(&store), settings);
-        Self { replacer, store, worker, drain_deadline: settings.drain_deadline, signals: None, reports: None }
+        Self { replacer, store, worker, settings, signals: None, reports: None }
     }
 
-    /// Ends the run at SIGTERM and Ctrl-C, and replaces plugins at SIGHUP. Without it they are left to the application: the run ends
-    /// when its [`Stop`] is asked, and plugins are replaced by its [`Replacer`](crate::Running::replacer).
+    /// Ends the run at SIGTERM and Ctrl-C, replaces plugins at SIGHUP, and says in the log at SIGUSR1 how they stand. Without it they are
+    /// left to the application: the run ends when its [`Stop`] is asked, plugins are replaced by its
+    /// [`Replacer`](crate::Running::replacer), and how they stand is in its [`Stats`](crate::Running::stats).
     #[must_use]
     pub fn with_signals(self, signals: Signals) -> Self {
         Self { signals: Some(signals), ..self }
@@ -89,8 +91,8 @@ impl Starter {
     /// Runs a worker until it is asked to [`Stop`], or until the broker has no more tasks to give; then stops the plugins. With
     /// `watch = true` they are replaced after each change in the plugin directory.
     ///
-    /// [With signals](Self::with_signals), SIGTERM and Ctrl-C stop it, and SIGHUP replaces plugins. After the first signal to stop,
-    /// what runs has the drain deadline of the settings to end. A second one stops at once: async tasks and commands are dropped, a
+    /// [With signals](Self::with_signals), SIGTERM and Ctrl-C stop it, SIGHUP replaces plugins, and at SIGUSR1 the log says how each of them
+    /// stands. After the first signal to stop, what runs has the drain deadline of the settings to end. A second one stops at once: async tasks and commands are dropped, a
     /// blocking task's thread goes on until its process ends.
     ///
     /// A library that hangs while it is loaded in a replacement ends the run as a first signal does, since nothing that needs a new
@@ -101,11 +103,14 @@ impl Starter {
     /// [`BrokerError`] when the broker cannot be reached at the start, or its file is not there any more. The plugins are stopped then,
     /// too.
     pub async fn run(self) -> Result<Ran, BrokerError> {
-        let Self { replacer, store, worker, drain_deadline, mut signals, reports } = self;
+        let Self { replacer, store, worker, settings, mut signals, reports } = self;
+        let drain_deadline = settings.drain_deadline;
         let hangups = signals.as_mut().and_then(Signals::take_hangups);
+        let inquiries = signals.as_mut().and_then(Signals::take_inquiries);
         // In a set, so that it ends with this future. A replacement that has begun is finished all the same, and waited for below.
         let mut following = JoinSet::new();
         following.spawn(Arc::clone(&replacer).follow(hangups));
+        following.spawn(Stats::new(Arc::clone(&replacer), Arc::clone(&store), settings).tell_when_asked(inquiries));
         store.dispatcher().fire(Trigger::StarterStart, &Kwargs { starter: info(&store) }).await;
         let stop = worker.stop();
         let working = async {

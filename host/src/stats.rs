@@ -1,15 +1,18 @@
 //! What an application is and does, as people and programs look at it: QTasks' component `Stats`.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use qtasks_plugin_api::Trigger;
 use serde::{Serialize, Serializer};
+use tokio::signal::unix::Signal;
 
 use crate::broker::{BrokerError, Component, Counts, Store};
 use crate::plugin::{Isolation, LoadReport, LoadState, Origin, Plugin, PluginIdentity};
 use crate::replacer::Replacer;
-use crate::shown::path_as_text;
+use crate::shown::{chain, path_as_text, shown};
+use crate::signals::caught;
 use crate::task::{Intercept, TaskExecutor, TaskFunction, TaskLimits};
 use crate::worker::WorkerSettings;
 
@@ -109,6 +112,34 @@ pub enum PluginState {
     Refused,
 }
 
+impl PluginState {
+    /// Its name in messages and JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Tripped => "tripped",
+            Self::Disabled => "disabled",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+impl fmt::Display for PluginStats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.identity, &self.path) {
+            (Some(identity), _) => write!(f, "plugin {identity}")?,
+            (None, Some(path)) => write!(f, "file {}", shown(path))?,
+            (None, None) => f.write_str("plugin")?,
+        }
+        write!(f, ": {}", self.state.name())?;
+        match &self.reason {
+            Some(reason) => write!(f, ": {}", shown(reason)),
+            None => Ok(()),
+        }
+    }
+}
+
 /// A task that can run. Times in seconds; where a limit is absent, the general one of the settings holds.
 #[derive(Debug, Clone, Serialize)]
 pub struct TaskStats {
@@ -167,6 +198,26 @@ impl Stats {
     pub async fn counts(&self) -> Result<Counts, BrokerError> {
         self.inspect().await;
         self.store.backend().counts().await
+    }
+
+    /// Says in the log how each plugin stands and how many tasks there are, at each signal; until it is dropped.
+    pub(crate) async fn tell_when_asked(self, mut asked: Option<Signal>) {
+        while caught(&mut asked).await.is_some() {
+            let app = self.app().await;
+            tracing::info!("SIGUSR1: {} {} over {}", app.project, app.version, app.broker.url.as_deref().unwrap_or_default());
+            for plugin in &app.plugins {
+                match plugin.state {
+                    PluginState::Running | PluginState::Disabled => tracing::info!("{plugin}"),
+                    PluginState::Tripped | PluginState::Refused => tracing::warn!("{plugin}"),
+                }
+            }
+            match self.store.backend().counts().await {
+                Ok(Counts { new, delayed, process, .. }) => {
+                    tracing::info!("tasks: {new} wait, {delayed} of them for a later time; {process} are being run");
+                }
+                Err(error) => tracing::warn!("how many tasks there are cannot be told: {}", chain(&error)),
+            }
+        }
     }
 
     async fn inspect(&self) {

@@ -111,9 +111,8 @@ fn of_plugin(plugin: &PluginStats) -> [String; 2] {
         (None, Some(path)) => format!("file {}", shown(path)),
         (None, None) => "plugin".to_owned(),
     };
-    let state = serde_json::to_value(plugin.state).ok().and_then(|state| Some(state.as_str()?.to_owned())).unwrap_or_default();
     let reason = plugin.reason.as_ref().map(|reason| format!(": {}", shown(reason))).unwrap_or_default();
-    [name, format!("{state}{reason} {}", plugin.handlers.join(", ")).trim_end().to_owned()]
+    [name, format!("{}{reason} {}", plugin.state.name(), plugin.handlers.join(", ")).trim_end().to_owned()]
 }
 
 fn of_tasks(tasks: &[TaskStats]) -> String {

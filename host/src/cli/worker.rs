@@ -37,6 +37,8 @@ use super::{log, runtime};
 /// as at the start, and comes up beside the old one, which is then drained and stopped; one that is
 /// refused leaves the old one serving. Settings stay as they were at the start.
 ///
+/// On SIGUSR1 it says in its log how each plugin stands, and how many tasks there are.
+///
 /// Exits with 0 when all that ran has ended or was given back, with 130 after a second signal, with
 /// 70 when the broker cannot be used at the start, or its file was removed or replaced, or when a new
 /// version of a plugin hangs while it is loaded here, which is in quarantine then. A broker that goes

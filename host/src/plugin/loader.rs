@@ -97,7 +97,8 @@ impl Loader<'_> {
         Ok(())
     }
 
-    /// Looks at what lies in `directory` without loading it: runs no code of any library.
+    /// Looks at what lies in `directory` without loading it: runs no code of any library. As at a start, what ended an earlier host is in
+    /// quarantine by then.
     ///
     /// # Errors
     ///
