@@ -30,3 +30,4 @@ mod stats_command;
 mod triggers;
 mod trust;
 mod worker_command;
+mod worker_replacement;

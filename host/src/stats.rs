@@ -204,7 +204,8 @@ impl Stats {
     pub(crate) async fn tell_when_asked(self, mut asked: Option<Signal>) {
         while caught(&mut asked).await.is_some() {
             let app = self.app().await;
-            tracing::info!("SIGUSR1: {} {} over {}", app.project, app.version, app.broker.url.as_deref().unwrap_or_default());
+            let url = app.broker.url.as_deref().unwrap_or_default();
+            tracing::info!("SIGUSR1: project {} at {url}, host {}", app.project, app.version);
             for plugin in &app.plugins {
                 match plugin.state {
                     PluginState::Running | PluginState::Disabled => tracing::info!("{plugin}"),

@@ -123,7 +123,9 @@ fn unfit(unfit: Unfit) -> Box<ErrorBody> {
         Unfit::UnknownKey { trigger, key } => nearest(key, trigger.returnable_keys().iter().copied()),
         _ => String::new(),
     };
-    answer_error(format!("{unfit}{hint}"))
+    let mut body = unfit.into_body();
+    body.message.push_str(&hint);
+    Box::new(body)
 }
 
 fn list_of(values: &[Box<RawValue>]) -> Result<Box<RawValue>, Box<ErrorBody>> {
