@@ -47,7 +47,7 @@ pub enum Directive {
     /// Let the error go on, but as this one. The original is kept beside it.
     ReplaceError {
         /// The new error.
-        error: ErrorBody,
+        error: Box<ErrorBody>,
     },
     /// Set the task aside for a person to look at.
     DeadLetter {
@@ -64,7 +64,7 @@ impl<'de> Deserialize<'de> for Directive {
             directive: String,
             seconds: Option<f64>,
             reason: Option<String>,
-            error: Option<ErrorBody>,
+            error: Option<Box<ErrorBody>>,
         }
         let Wire { directive, seconds, reason, error } = Wire::deserialize(deserializer)?;
         let missing = |field| move || D::Error::missing_field(field);
@@ -116,7 +116,7 @@ impl Answer {
     /// Lets the error go on as another one.
     #[must_use]
     pub fn replace_error(kind: impl Into<std::borrow::Cow<'static, str>>, message: impl Into<String>) -> Self {
-        Self::Directive(Directive::ReplaceError { error: ErrorBody::new(kind, message) })
+        Self::Directive(Directive::ReplaceError { error: Box::new(ErrorBody::new(kind, message)) })
     }
 
     /// Sets the task aside.
@@ -230,6 +230,11 @@ mod tests {
     fn an_error_or_a_number_without_json_form_is_a_failure() {
         assert!(matches!(Err::<(), _>("no").into_answer(), Answer::Failed(_)));
         assert!(matches!(f64::NAN.into_answer(), Answer::Failed(_)));
+    }
+
+    #[test]
+    fn an_answer_is_small_since_each_step_of_its_way_moves_it() {
+        assert!(size_of::<Answer>() <= 32, "{} bytes", size_of::<Answer>());
     }
 
     #[test]

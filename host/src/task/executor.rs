@@ -395,7 +395,7 @@ impl TaskExecutor {
                 Ended::Retry { after, left: info.attempts.saturating_sub(info.attempt) }
             }
             Answered::Directive(Directive::Cancel { reason }) => Ended::Cancel { reason },
-            Answered::Directive(Directive::ReplaceError { error }) => return Some(Err(TaskError::Other(Box::new(error)))),
+            Answered::Directive(Directive::ReplaceError { error }) => return Some(Err(TaskError::Other(error))),
             Answered::Directive(Directive::DeadLetter { reason }) => Ended::DeadLetter { reason },
             // Dispatch refuses directives that it does not know.
             Answered::Directive(_) => return Some(Err(TaskError::Other(Box::new(original.clone())))),
