@@ -185,6 +185,20 @@ async fn a_file_that_is_locked_for_several_leases_takes_no_task_from_a_living_wo
     assert_eq!(living.finish(Arc::new([finish])).await, Ok(Vec::new()), "the lease is its own still");
 }
 
+#[test]
+fn whoever_only_looks_waits_for_nobody_who_writes() {
+    let project = Project::sqlite(&[]);
+    let uuid = project.add(&["a"]);
+    let file = file(&project.place);
+    file.execute_batch("BEGIN IMMEDIATE").expect("nobody else keeps it locked");
+    assert_eq!(project.status(&uuid), "new");
+    assert_says(&project.client(&["task", "list"]).end().expect_code(0).stdout, &[&uuid]);
+    let refused = project.client(&["task", "add", "a"]).end().expect_code(70);
+    assert_says(&refused.stderr, &["tasks.db: is locked by another process for longer than 5 s"]);
+    file.execute_batch("ROLLBACK").expect("our own lock");
+    project.add(&["a"]);
+}
+
 #[tokio::test]
 async fn a_task_that_its_workers_do_not_survive_is_set_aside() {
     let place = Place::new();

@@ -80,25 +80,42 @@ enum Found {
 }
 
 fn prepare(connection: &mut Connection, project: &str) -> rusqlite::Result<Found> {
+    // Whoever finds its tables there waits for nobody who writes.
+    let snapshot = connection.transaction()?;
+    if let Some(found) = look(&snapshot, project)? {
+        return Ok(found);
+    }
+    drop(snapshot);
     // Two processes may open a new file at the same time.
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let number = |name: &str| transaction.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-    let (layout, application) = (number("user_version")?, number("application_id")?);
-    let tables: i64 = transaction.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    if let Some(found) = look(&transaction, project)? {
+        return Ok(found);
+    }
+    transaction.execute_batch(include_str!("schema.sql"))?;
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.pragma_update(None, "user_version", LAYOUT)?;
+    transaction.execute("INSERT INTO config VALUES (?1, 'project', ?2)", (OWN, project))?;
+    transaction.commit()?;
+    Ok(Found::Ours)
+}
+
+/// What stands in the file; `None` when nothing does.
+fn look(connection: &Connection, project: &str) -> rusqlite::Result<Option<Found>> {
+    let number = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     if tables == 0 {
-        transaction.execute_batch(include_str!("schema.sql"))?;
-        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-        transaction.pragma_update(None, "user_version", LAYOUT)?;
-        transaction.execute("INSERT INTO config VALUES (?1, 'project', ?2)", (OWN, project))?;
-    } else if application != APPLICATION_ID {
-        return Ok(Found::Foreign);
-    } else if layout != LAYOUT {
-        return Ok(Found::Layout(layout));
+        return Ok(None);
+    }
+    if number("application_id")? != APPLICATION_ID {
+        return Ok(Some(Found::Foreign));
+    }
+    let layout = number("user_version")?;
+    if layout != LAYOUT {
+        return Ok(Some(Found::Layout(layout)));
     }
     let known: String =
-        transaction.query_row("SELECT value FROM config WHERE name = ?1 AND key = 'project'", [OWN], |row| row.get(0))?;
-    transaction.commit()?;
-    Ok(if known == project { Found::Ours } else { Found::Project(known) })
+        connection.query_row("SELECT value FROM config WHERE name = ?1 AND key = 'project'", [OWN], |row| row.get(0))?;
+    Ok(Some(if known == project { Found::Ours } else { Found::Project(known) }))
 }
 
 /// What an error of SQLite means for whoever works with tasks.

@@ -160,7 +160,7 @@ fn run(connection: &Connection, place: &Arc<str>, requests: &Receiver<Request>) 
 }
 
 /// Writes what waits in one transaction. When that fails, each has a transaction of its own: one that cannot be written does not keep
-/// the others from it.
+/// the others from it. A file that others keep locked is locked for all of them: they are not kept waiting one after the other.
 fn write_all(connection: &Connection, place: &Arc<str>, batch: &mut Vec<Box<dyn Job>>) {
     let mut needed = Vec::with_capacity(batch.len());
     for mut job in batch.drain(..) {
@@ -174,8 +174,9 @@ fn write_all(connection: &Connection, place: &Arc<str>, batch: &mut Vec<Box<dyn 
         return;
     }
     let together = in_transaction(connection, || needed.iter_mut().try_for_each(|job| job.run(connection)));
-    if together.is_ok() {
-        needed.into_iter().for_each(|job| job.answer(Ok(())));
+    let together = together.map_err(|error| error_of(place, error));
+    if together.as_ref().err().is_none_or(|error| matches!(error.kind, BrokerErrorKind::Locked(_))) {
+        needed.into_iter().for_each(|job| job.answer(together.clone()));
         return;
     }
     for mut job in needed {
@@ -186,6 +187,8 @@ fn write_all(connection: &Connection, place: &Arc<str>, batch: &mut Vec<Box<dyn 
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     #[tokio::test]
@@ -207,5 +210,32 @@ mod tests {
         assert_eq!(bad.expect_err("no such table").kind, BrokerErrorKind::Other);
         let sum = writer.write(|connection| connection.query_row("SELECT sum(n) FROM found", [], |row| row.get::<_, i64>(0)));
         assert_eq!(sum.await, Ok(4));
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_locked_is_waited_for_once_by_all() {
+        static WAITED: AtomicUsize = AtomicUsize::new(0);
+        let directory = tempfile::tempdir().expect("a directory");
+        let open = || Connection::open(directory.path().join("tasks.db")).expect("a file");
+        let (other, mut connection) = (open(), open());
+        let give_up = |_| {
+            WAITED.fetch_add(1, Ordering::Relaxed);
+            false
+        };
+        connection.busy_handler(Some(give_up)).expect("a handler");
+        other.execute_batch("CREATE TABLE found (n INTEGER)").expect("SQL");
+        let writer = Writer::start(connection, "sqlite:".into()).expect("a thread");
+        let (go_on, waits) = channel::<()>();
+        // While the thread is here, the others gather.
+        let held = writer.write_if(move |_| Ok(waits.recv().is_ok()), |_| Ok(()));
+        let put = || writer.write(|connection| connection.execute("INSERT INTO found VALUES (1)", []));
+        other.execute_batch("BEGIN IMMEDIATE").expect("nobody else keeps it locked");
+        let (_, one, two, ()) = tokio::join!(held, put(), put(), async { drop(go_on) });
+        for refused in [one, two] {
+            assert!(matches!(refused.expect_err("locked").kind, BrokerErrorKind::Locked(_)));
+        }
+        assert_eq!(WAITED.load(Ordering::Relaxed), 1);
+        other.execute_batch("ROLLBACK").expect("our own lock");
+        assert_eq!(put().await, Ok(1));
     }
 }
