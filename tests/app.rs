@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use qtasks_host::broker::{Again, Attempt, Broker, Cancelled, Finish, MemoryBackend, Record, Storage};
+use qtasks_host::plugin::LoadState;
 use qtasks_host::{App, Settings, StartError, Status, Task, TaskContext, TaskError, Triggers};
 use qtasks_plugin_api::{Error, ErrorBody, Event, Host, Plugin, TriggerError, config, define_plugin};
 use serde::{Deserialize, Serialize};
@@ -12,7 +13,7 @@ use serde_json::json;
 use tokio::sync::{Barrier, Notify, mpsc};
 
 use crate::support::app::asked;
-use crate::support::{ERROR, TestApp, assert_says, returning};
+use crate::support::{ERROR, Place, TestApp, assert_says, returning};
 
 #[derive(Deserialize)]
 struct Named {
@@ -124,6 +125,24 @@ async fn a_result_without_json_form_is_an_error() {
         })
         .await;
     assert_eq!(app.run("map", json!([]), json!({})).await.error.expect("an error").kind, "ResultError");
+}
+
+#[tokio::test]
+async fn an_application_with_a_plugin_directory_and_nothing_to_probe_with_does_not_start() {
+    let place = Place::new();
+    place.copy("documented_example");
+    let settings = || Settings { plugin_dir: Some(place.plugins()), state_dir: place.state(), ..Settings::default() };
+    let error = App::new(settings()).start().await.expect_err("it does not start");
+    let directory = place.plugins().display().to_string();
+    assert_says(
+        &error.to_string(),
+        &[&directory, "call qtasks_host::guest::run_if_asked() first in main, or name a qtasks-host"],
+    );
+    let running = App::new(Settings { safe_mode: true, ..settings() }).start().await.expect("it loads nothing");
+    running.stop().await;
+    let running = App::new(Settings { probe: false, ..settings() }).start().await.expect("at its own risk");
+    assert_eq!(running.plugin_reports()[0].state, LoadState::Running);
+    running.stop().await;
 }
 
 #[tokio::test]
@@ -256,8 +275,10 @@ async fn a_linked_in_plugin_that_refuses_keeps_the_application_from_starting() {
         })
         .await;
     let error = started.expect_err("the application does not start");
-    let StartError::LinkedIn(kind) = &error else { panic!("{error:?}") };
-    assert_says(&kind.to_string(), &["plugin linked-in could not be created: Error: answers are not negative here"]);
+    assert!(matches!(error, StartError::LinkedIn(_)), "{error:?}");
+    let said =
+        "a plugin that is linked into the application was refused: plugin linked-in could not be created: Error: answers are";
+    assert_says(&error.to_string(), &[said]);
 }
 
 #[tokio::test]
@@ -282,8 +303,8 @@ async fn a_plugin_may_not_be_linked_in_twice() {
         })
         .await;
     let error = started.expect_err("the application does not start");
-    let StartError::LinkedIn(kind) = &error else { panic!("{error:?}") };
-    assert_says(&kind.to_string(), &["the name linked-in is taken by a plugin that is linked in"]);
+    assert!(matches!(error, StartError::LinkedIn(_)), "{error:?}");
+    assert_says(&error.to_string(), &["the name linked-in is taken by a plugin that is linked in", "or `name: \"…\"` in its"]);
 }
 
 /// Each task ends only when all of them have begun.

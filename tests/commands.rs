@@ -99,6 +99,14 @@ async fn a_program_that_is_not_there_is_a_command_error_and_no_plugin_error() {
 }
 
 #[tokio::test]
+async fn a_relative_path_of_a_command_is_told_with_where_it_was_looked_for() {
+    let app = TestApp::with(&[]).set("tasks.gone.command = ['./gone.sh']").start().await;
+    let error = app.run("gone", json!([]), json!({})).await.error.expect("an error");
+    let here = std::env::current_dir().expect("a place");
+    assert_says(&error.message, &[&format!("./gone.sh: cannot be started from {}: No such file", here.display())]);
+}
+
+#[tokio::test]
 async fn a_command_without_words_is_no_setting() {
     for words in ["[]", "['']"] {
         let (_place, started) = TestApp::with(&[]).set(format!("tasks.nothing.command = {words}")).try_start_with(|_| ()).await;

@@ -104,6 +104,16 @@ async fn an_empty_file_is_too_short() {
 }
 
 #[tokio::test]
+async fn a_copy_that_is_cut_off_is_damaged_and_no_second_one_of_its_name() {
+    let cut_off = |place: &Place, path: &Path| {
+        let whole = std::fs::read(place.plugins().join("libdocumented_example.so")).expect("a library");
+        // The manifest lies before it.
+        std::fs::write(path, &whole[..64 << 10]).expect("written");
+    };
+    assert_says(&strange(cut_off).await, &["the static check refused it: "]);
+}
+
+#[tokio::test]
 async fn a_directory_is_no_plugin_library() {
     let reason = strange(|_, path| std::fs::create_dir(path).expect("made")).await;
     assert_says(&reason, &["strange.so is a directory, expected a regular file", "remove it"]);

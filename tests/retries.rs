@@ -72,6 +72,31 @@ async fn the_operator_may_add_kinds() {
     assert_eq!(fail("Http404", &settings).await.1, 1);
 }
 
+#[tokio::test]
+async fn an_error_of_the_system_is_of_the_kind_that_python_would_raise() {
+    let free = std::net::TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
+    let nobody_listens = free.expect("loopback");
+    let app = TestApp::with(&[])
+        .set("tasks.connect.attempts = 2")
+        .set("tasks.connect.retry_on = ['ConnectionError']")
+        .set("tasks.late.attempts = 2")
+        .set("tasks.late.retry_on = ['TimeoutError']")
+        .start_with(|app| {
+            app.task("connect", move |_ctx, (): (), (): ()| async move {
+                tokio::net::TcpStream::connect(nobody_listens).await?;
+                Ok::<_, TaskError>(())
+            });
+            app.task("late", async |_ctx, (): (), (): ()| -> Result<(), TaskError> {
+                Ok(tokio::time::timeout(Duration::ZERO, std::future::pending()).await?)
+            });
+        })
+        .await;
+    for (task, kind) in [("connect", "ConnectionRefusedError"), ("late", "TimeoutError")] {
+        let report = app.run(task, json!([]), json!({})).await;
+        assert_eq!((&*report.error.expect("an error").kind, report.attempt), (kind, 2));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn each_delay_is_so_many_times_the_one_before_it_up_to_the_cap() {
     const ATTEMPTS: &str = "tasks.fail.attempts = 4";

@@ -1,6 +1,7 @@
 //! The application: tasks, plugins and settings put together, and started.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use qtasks_plugin_api::{Export, TaskContext, TaskError};
@@ -9,6 +10,7 @@ use serde::de::DeserializeOwned;
 
 use crate::broker::{BrokerError, BrokerUrl};
 use crate::nearest::nearest;
+use crate::plugin::load_error::GUEST_PROGRAM_EXPECTED;
 use crate::plugin::registry::stop;
 use crate::plugin::start_watch::{Late, Unfinished};
 use crate::plugin::verdicts::Verdicts;
@@ -19,7 +21,7 @@ use crate::plugin::{
 use crate::replacer::{Replacer, ReplacerSettings};
 use crate::running::Running;
 use crate::settings::Settings;
-use crate::shown::shown;
+use crate::shown::{chain, shown};
 use crate::signals::Signals;
 use crate::starter::Ran;
 use crate::task::{Middleware, TaskExecutor, TaskLimits, TaskRegistry, TaskRegistryError};
@@ -67,9 +69,18 @@ pub enum StartError {
     /// The plugin directory cannot be searched.
     #[error(transparent)]
     Discover(#[from] DiscoverError),
+    /// Libraries are to be probed, and there is nothing to probe them with.
+    #[error(
+        "plugin_dir is {}, whose libraries are probed in a process of their own before they are loaded, and there is no program for it; {GUEST_PROGRAM_EXPECTED}",
+        shown(directory)
+    )]
+    NoGuestProgram {
+        /// The plugin directory.
+        directory: PathBuf,
+    },
     /// A plugin that is linked in was refused.
-    #[error("a plugin that is linked into the application was refused")]
-    LinkedIn(#[source] Box<LoadErrorKind>),
+    #[error("a plugin that is linked into the application was refused: {}", chain(&**.0))]
+    LinkedIn(Box<LoadErrorKind>),
     /// Settings for a plugin that is not there.
     #[error("[plugins.{name}]: no plugin of this name was found in {place}{hint}")]
     UnknownPlugin {
@@ -118,8 +129,21 @@ impl App {
         Self { settings, tasks: TaskRegistry::default(), middlewares: Vec::new(), linked_in: Vec::new() }
     }
 
-    /// Registers an async task: `async |ctx, args, kwargs| …`, with `args` read from a JSON list (a tuple, a `Vec`, or `()`) and
-    /// `kwargs` from a JSON object (a struct, a map, or `()`).
+    /// Registers an async task: an `async fn` or `async |ctx, args, kwargs| …`, with `args` read from a JSON list (a tuple, a `Vec`, or
+    /// `()`) and `kwargs` from a JSON object (a struct, a map, or `()`).
+    ///
+    /// What a closure captures it keeps for the next run, so each run gets a clone:
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use qtasks_host::{App, Settings, TaskContext, TaskError};
+    /// # let mut app = App::new(Settings::default());
+    /// let sizes: Arc<[u32]> = [640, 1280].into();
+    /// app.task("size", move |_ctx: TaskContext, (index,): (usize,), _kwargs: ()| {
+    ///     let sizes = Arc::clone(&sizes);
+    ///     async move { sizes.get(index).copied().ok_or_else(|| TaskError::from("no such size")) }
+    /// });
+    /// ```
     pub fn task<F, A, K, T, E, Fut>(&mut self, name: &str, function: F) -> &mut Self
     where
         F: Fn(TaskContext, A, K) -> Fut + Send + Sync + 'static,
@@ -302,6 +326,10 @@ impl App {
         match &settings.plugin_dir {
             Some(directory) if settings.safe_mode => {
                 tracing::warn!("safe mode: nothing is loaded from {}", shown(directory));
+            }
+            // One by one they would be refused, and nobody might look.
+            Some(directory) if policy.probe && policy.guest_program.is_none() => {
+                return Err(StartError::NoGuestProgram { directory: directory.clone() });
             }
             Some(directory) => loader.load_directory(directory, loaded)?,
             None => {}

@@ -8,7 +8,7 @@ use clap::Parser as _;
 
 fn main() -> ExitCode {
     // Before anything else: a guest must not inherit what a host sets up.
-    qtasks_host::plugin::process::guest::run_if_asked();
+    qtasks_host::guest::run_if_asked();
     let arguments = cli::Arguments::parse();
     let status = cli::run(arguments).unwrap_or_else(|error| {
         cli::tell(format_args!("qtasks-host: {error:#}\n"));

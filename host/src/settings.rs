@@ -12,6 +12,7 @@ use crate::broker::url::Synchronous;
 use crate::broker::{BrokerSettings, BrokerUrl};
 use crate::nearest::nearest_in;
 use crate::plain_words::in_plain_words;
+use crate::plugin::process::guest;
 use crate::plugin::trust::signature::TrustedKey;
 use crate::plugin::{LoadPolicy, PluginSettings, Strictness, TrustPolicy};
 use crate::shown::shown;
@@ -24,7 +25,7 @@ use crate::worker::WorkerSettings;
 /// ```toml
 /// plugin_dir = "plugins"          # where plugin libraries lie; none are loaded without it
 /// state_dir = "/var/lib/qtasks"   # verdicts on libraries, and data directories of plugins
-/// guest_program = "qtasks-host"   # what probes and isolates plugins; the binary names itself
+/// guest_program = "../bin/qtasks-host"   # what probes and isolates plugins; by default the program itself, see `guest::run_if_asked`
 /// probe = true                    # load unknown library bytes in a process of their own first
 /// probe_deadline = 5.0            # seconds
 /// watch = false                   # a worker replaces plugins when something in plugin_dir changes, and not only at SIGHUP
@@ -60,7 +61,8 @@ pub struct Settings {
     pub plugin_dir: Option<PathBuf>,
     /// Where verdicts, the quarantine and the data of plugins are; by default `qtasks-host` in the user's state directory.
     pub state_dir: PathBuf,
-    /// The `qtasks-host` binary, to probe and to isolate plugins with.
+    /// What probes libraries, and isolates plugins: a `qtasks-host` binary. Without it the program itself, if it calls
+    /// [`guest::run_if_asked`] first in `main`.
     pub guest_program: Option<PathBuf>,
     /// Whether library bytes that this host has never loaded are loaded in a process of their own first.
     pub probe: bool,
@@ -295,7 +297,7 @@ impl Settings {
     pub fn load_policy(&self) -> LoadPolicy {
         LoadPolicy {
             state_dir: self.state_dir.clone(),
-            guest_program: self.guest_program.clone(),
+            guest_program: self.guest_program.clone().or_else(guest::own_program),
             probe: self.probe,
             probe_deadline: self.probe_deadline,
             watch: Arc::default(),

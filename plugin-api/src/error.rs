@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::error::Error as StdError;
 use std::fmt;
+use std::io;
 use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
@@ -120,7 +121,8 @@ impl Error {
     }
 
     fn from_boxed(type_name: &'static str, error: &BoxError) -> Self {
-        let mut body = ErrorBody::new(short_type_name(type_name), error.to_string());
+        let kind = error.downcast_ref().map_or_else(|| short_type_name(type_name), name_in_python);
+        let mut body = ErrorBody::new(kind, error.to_string());
         let mut source = error.source();
         while let Some(cause) = source {
             // What an error means for its task is nothing that caused it.
@@ -150,7 +152,30 @@ fn short_type_name(full: &'static str) -> &'static str {
     let plain = full.split('<').next().unwrap_or(full);
     match plain.rsplit("::").next().unwrap_or(plain) {
         "String" | "&str" | "Box" => "Error",
+        // tokio's, of whatever version.
+        "Elapsed" => "TimeoutError",
         name => name,
+    }
+}
+
+/// What Python calls the same failure of the system, so that `retry_on = ["ConnectionError"]` means it.
+fn name_in_python(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AlreadyExists => "FileExistsError",
+        io::ErrorKind::BrokenPipe => "BrokenPipeError",
+        io::ErrorKind::ConnectionAborted => "ConnectionAbortedError",
+        io::ErrorKind::ConnectionRefused => "ConnectionRefusedError",
+        io::ErrorKind::ConnectionReset => "ConnectionResetError",
+        io::ErrorKind::Interrupted => "InterruptedError",
+        io::ErrorKind::IsADirectory => "IsADirectoryError",
+        io::ErrorKind::NotADirectory => "NotADirectoryError",
+        io::ErrorKind::NotConnected => "ConnectionError",
+        io::ErrorKind::NotFound => "FileNotFoundError",
+        io::ErrorKind::PermissionDenied => "PermissionError",
+        io::ErrorKind::TimedOut => "TimeoutError",
+        io::ErrorKind::UnexpectedEof => "EOFError",
+        io::ErrorKind::WouldBlock => "BlockingIOError",
+        _ => "OSError",
     }
 }
 
@@ -414,6 +439,17 @@ mod tests {
         assert_eq!(body.kind, "ParseIntError");
         let boxed: BoxError = Box::new(TaskPluginTriggerError::new("boxed"));
         assert!(matches!(TaskError::from(boxed), TaskError::Plugin(_)));
+    }
+
+    #[test]
+    fn what_the_system_refuses_is_called_as_python_calls_it() {
+        let kind = |error: io::Error| TaskError::from(error).into_body().kind;
+        assert_eq!(kind(std::fs::read("/nowhere/at/all").expect_err("not there")), "FileNotFoundError");
+        assert_eq!(kind(std::fs::create_dir("/").expect_err("there already")), "FileExistsError");
+        assert_eq!(kind(io::ErrorKind::ConnectionRefused.into()), "ConnectionRefusedError");
+        assert_eq!(kind(io::Error::other("no more of it")), "OSError");
+        let boxed: BoxError = Box::new(io::Error::from(io::ErrorKind::TimedOut));
+        assert_eq!(TaskError::from(boxed).into_body().kind, "TimeoutError");
     }
 
     /// As `anyhow::Error` becomes a boxed error: of a type of its own, with the source of what it holds.

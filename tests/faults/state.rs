@@ -184,7 +184,13 @@ fn state_is_a_file() {
     let ended = Host::run(&place).with_input("{\"task\": \"nobodys\"}\n").expect_code(1);
     let words = ["it could not be probed, so it is not loaded: cannot write the verdict ", "make the state directory writable"];
     refused(&ended, "documented_example", "probe-failed", &words);
-    assert_says(&ended.stderr, &["a plugin that ends this process will not be named: ", "1 task: 0 success, 1 error"]);
+    assert_says(
+        &ended.stderr,
+        &[
+            "a plugin that ends this process will not be named, since its state directory cannot be used: ",
+            "1 task: 0 success, 1 error",
+        ],
+    );
     // Nobody can tell, which is not the same as nothing.
     let list = Host::new(&place).args(["plugin", "quarantine", "list", "--state-dir"]).arg(place.state()).end();
     assert_says(&list.expect_code(70).stderr, &["cannot list the verdicts in ", "Not a directory"]);

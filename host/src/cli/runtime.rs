@@ -19,7 +19,11 @@ const THREADS: &str = "TOKIO_WORKER_THREADS";
 /// From now on a plugin that ends this process is named, or it is told that none will be.
 pub(crate) fn name_culprits(state_dir: &Path) {
     if let Err(error) = fatal::name_culprits(state_dir) {
-        tracing::warn!("a plugin that ends this process will not be named: {}: {error}", shown(state_dir));
+        tracing::warn!(
+            "a plugin that ends this process will not be named, since its state directory cannot be used: {}: {error}; name another with \
+             --state-dir or `state_dir`",
+            shown(state_dir)
+        );
     }
 }
 

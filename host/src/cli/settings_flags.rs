@@ -90,12 +90,7 @@ impl SettingsFlags {
     ///
     /// [`SettingsError`], naming file and line, or the flag.
     pub(crate) fn settings(&self) -> Result<Settings, SettingsError> {
-        let mut settings = read(self.config.as_deref(), &self.overrides())?;
-        if settings.guest_program.is_none() {
-            // The program that runs, which is another than the one at its path once that was replaced.
-            settings.guest_program = Some("/proc/self/exe".into());
-        }
-        Ok(settings)
+        read(self.config.as_deref(), &self.overrides())
     }
 
     fn overrides(&self) -> Vec<Override> {

@@ -12,16 +12,19 @@ use super::process::spawn::GuestError;
 use super::settings::PluginSettings;
 use super::trust::TrustError;
 use super::verdicts::QuarantineKind;
-use crate::shown::shown;
+use crate::shown::{chain, shown};
+
+/// What an application without a guest program does about it.
+pub(crate) const GUEST_PROGRAM_EXPECTED: &str = "call qtasks_host::guest::run_if_asked() first in main, or name a qtasks-host binary with \
+     `guest_program`; with `probe = false` libraries are loaded at your own risk";
 
 /// A plugin library that was refused.
 #[derive(Debug, thiserror::Error)]
-#[error("plugin library {} refused", shown(path))]
+#[error("plugin library {} refused: {}", shown(path), chain(kind))]
 pub struct LoadError {
     /// The file.
     pub path: PathBuf,
     /// Why.
-    #[source]
     pub kind: LoadErrorKind,
 }
 
@@ -42,7 +45,10 @@ pub enum LoadErrorKind {
     #[error(transparent)]
     Manifest(#[from] ManifestError),
     /// A plugin of this name is there already.
-    #[error("the name {name} is taken by {}; keep one of the two, or give one another package name", shown(first))]
+    #[error(
+        "the name {name} is taken by {}; keep one of the two, or give one another package name, or `name: \"…\"` in its export_plugin! or define_plugin!",
+        shown(first)
+    )]
     NameTaken {
         /// The name.
         name: String,
@@ -82,9 +88,7 @@ pub enum LoadErrorKind {
     #[error(transparent)]
     Probe(#[from] ProbeError),
     /// Nothing to probe or to isolate with.
-    #[error(
-        "there is no guest program to probe it with, so it is not loaded; name the qtasks-host binary with `guest_program`, or set `probe = false` and load at your own risk"
-    )]
+    #[error("there is no guest program to probe it or to isolate it with, so it is not loaded; {}", GUEST_PROGRAM_EXPECTED)]
     NoGuestProgram,
     /// It does not come up in a process of its own.
     #[error("plugin {plugin} does not run in a process of its own")]

@@ -43,7 +43,7 @@ pub struct Loaded {
 pub struct LoadPolicy {
     /// Each plugin's data directory is `STATE_DIR/plugins/NAME`; verdicts are in `STATE_DIR/verdicts`.
     pub state_dir: PathBuf,
-    /// The `qtasks-host` binary, which is started as a guest to probe and to isolate. An application may name itself when it calls
+    /// What is started as a guest to probe and to isolate: a `qtasks-host` binary, or a program that calls
     /// [`run_if_asked`](super::process::guest::run_if_asked) first in `main`.
     pub guest_program: Option<PathBuf>,
     /// Whether bytes that this host has never loaded are loaded in a guest first. Without it a bad library may end the host.
@@ -189,6 +189,8 @@ impl Loader<'_> {
         if !settings.enabled {
             return Ok(None);
         }
+        // A damaged library is told as that, whatever it says of itself.
+        elf::check(inspected.bytes())?;
         check_name(manifest, &loaded.plugins)?;
         if let Some(running) = loaded.running(inspected.digest()) {
             check_tasks(manifest, loaded.plugins.iter())?;
@@ -198,7 +200,6 @@ impl Loader<'_> {
         }
         self.check_own_tasks(manifest)?;
         check_tasks(manifest, loaded.plugins.iter().chain(loaded.not_replaced_by(manifest, &report.path)))?;
-        elf::check(inspected.bytes())?;
         report.trust = Some(inspected.judge(trust, settings.trust)?);
         let (layout, side_effects) = self.first_load(&inspected, &settings)?;
         report.side_effects = side_effects;

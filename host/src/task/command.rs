@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 
 use super::model::{Returned, Task};
+use crate::shown::shown;
 
 /// Largest result of a command: 16 MiB.
 const MAX_OUTPUT: usize = 16 << 20;
@@ -61,7 +62,7 @@ impl CommandTask {
             // A group of its own, so that what it starts ends with it.
             .process_group(0)
             .spawn();
-        let mut child = spawned.map_err(|error| self.error(format!("cannot be started: {error}")))?;
+        let mut child = spawned.map_err(|error| self.error(format!("cannot be started{}: {error}", self.looked_from())))?;
         let group = Group::of(&child);
         let input = format!("{{\"args\": {}, \"kwargs\": {}}}\n", task.args, task.kwargs);
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
@@ -110,6 +111,13 @@ impl CommandTask {
             self.error(format!("printed {excerpt:?}, expected one JSON value: {error}"))
         })?;
         RawValue::from_string(text.trim().to_owned()).map_err(|error| self.error(error.to_string()))
+    }
+
+    /// A path that is relative is meant from where this process works.
+    fn looked_from(&self) -> String {
+        let is_relative = self.program.contains('/') && !self.program.starts_with('/');
+        let here = std::env::current_dir().ok().filter(|_| is_relative);
+        here.map(|here| format!(" from {}", shown(&here))).unwrap_or_default()
     }
 
     fn error(&self, message: String) -> TaskError {

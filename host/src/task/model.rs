@@ -205,7 +205,7 @@ fn whole_object<'a, T: Deserialize<'a>>(text: &'a str) -> serde_json::Result<T> 
 /// The words of serde_json without its line, which is that of no file, and without the names of Rust's types.
 fn reason(error: &serde_json::Error) -> String {
     // What is wrong from its first character on has no column.
-    let said = error.to_string().replace(" at line 1 column 0", "");
+    let said = error.to_string().replace(" at line 1 column 0", "").replace("expected ident", "no JSON");
     in_plain_words(&said, "a JSON object").replace(" at line 1 column ", " at column ")
 }
 
@@ -279,6 +279,7 @@ mod tests {
     fn a_bad_line_says_what_was_found_and_expected() {
         for (line, said) in [
             ("{", "not a task: EOF"),
+            ("nonsense", "not a task: no JSON at column 2; expected {\"task\": "),
             ("null", "invalid type: null, expected a JSON object"),
             (r#"["a", [1], {}, null, 0, null, null]"#, "invalid type: list, expected a JSON object; "),
             (r#"{"task": "a"} {}"#, "trailing characters at column 15"),

@@ -50,7 +50,7 @@ struct Arguments {
 
 fn main() -> Result<ExitCode> {
     // With --through-host this program is the host, and its own guests.
-    qtasks_host::plugin::process::guest::run_if_asked();
+    qtasks_host::guest::run_if_asked();
     let arguments = Arguments::parse();
     if let Some(path) = &arguments.open {
         open::open_here(path);

@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -60,12 +61,22 @@ pub(crate) struct Report {
 
 /// Runs this process as a guest if its arguments ask for it, and then does not return.
 ///
-/// An application that isolates or probes plugins and is its own guest program calls this first in `main`, before it starts a thread.
+/// An application that loads plugin libraries calls this first in `main`, before it starts a thread. It is its own guest program then:
+/// what probes libraries, and isolates plugins, unless its settings name another one.
 pub fn run_if_asked() {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().is_some_and(|argument| argument == GUEST_ARGUMENT) && arguments.count() == 1 {
         run();
     }
+    RUNS_IF_ASKED.store(true, Ordering::Relaxed);
+}
+
+/// Whether this program has said that it runs as a guest. One that has not would run its own `main` instead.
+static RUNS_IF_ASKED: AtomicBool = AtomicBool::new(false);
+
+/// This program, if it is a guest when it is asked to be. As the one that runs: another may lie at its path by now.
+pub(crate) fn own_program() -> Option<PathBuf> {
+    RUNS_IF_ASKED.load(Ordering::Relaxed).then(|| "/proc/self/exe".into())
 }
 
 /// The guest, from begin to end.
