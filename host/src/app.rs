@@ -32,6 +32,9 @@ type LinkedIn = Box<dyn FnOnce(&Loader<'_>, &[Arc<Plugin>]) -> Result<(String, O
 
 /// An application before its start: register tasks, link plugins in, then [`App::start`].
 ///
+/// One that loads libraries from a `plugin_dir` calls [`guest::run_if_asked`](crate::guest::run_if_asked) first in `main`: they are probed in
+/// another process of the same program.
+///
 /// ```
 /// use qtasks_host::{App, Settings, Task, TaskContext, TaskError};
 /// use serde_json::json;
