@@ -131,7 +131,7 @@ fn bad_lines_are_told_by_number_and_reason_and_the_others_run() {
     let at = |line: u32| format!("tasks.jsonl:{line}: ");
     assert_says(
         &ended.stderr,
-        &[&(at(4) + "not a task: unknown field `arg`"), &(at(5) + "not a task: expected"), "input lines refused: 4"],
+        &[&(at(4) + "not a task: unknown field `arg`"), &(at(5) + "not a task: no JSON at column 2"), "input lines refused: 4"],
     );
     assert_says(
         &ended.stderr,
@@ -362,6 +362,7 @@ fn wrong_settings_are_exit_code_2_and_name_their_flag() {
     let ended = |host: fn(Host) -> Host| host(Host::run(&place(&["fallback"]))).with_input(RAISE).expect_code(2).stderr;
     assert_says(&ended(|host| host.set("concurency=2")), &["--set concurency=2: unknown field", "did you mean `concurrency`?"]);
     assert_says(&ended(|host| host.args(["--max-time", "-1"])), &["--max-time: ", "expected a number of seconds above 0"]);
+    assert_says(&ended(|host| host.args(["--max-time", "1h"])), &["'1h'", "expected a number of seconds, such as 90 or 0.5"]);
     assert_says(&ended(|host| host.args(["--max-time=-1"])), &["--max-time: ", "expected a number of seconds above 0"]);
     assert_says(&ended(|host| host.args(["--intercept", "al"])), &["--intercept: ", "did you mean `all`?"]);
     assert_says(&ended(|host| host.set("triggers.worker_strat.answers=first")), &["unknown trigger `worker_strat`"]);

@@ -9,6 +9,11 @@ use qtasks_host::settings::{Override, SettingsError};
 /// The settings file used when none is named.
 const DEFAULT_FILE: &str = "qtasks-host.toml";
 
+/// A number, as a setting takes it; which ones a setting takes it says itself.
+pub(crate) fn number_of_seconds(text: &str) -> Result<f64, &'static str> {
+    text.parse().map_err(|_| "expected a number of seconds, such as 90 or 0.5")
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct SettingsFlags {
     /// Settings file [default: qtasks-host.toml, if there is one here].
@@ -37,7 +42,7 @@ pub(crate) struct SettingsFlags {
     #[arg(long, value_name = "BOOL")]
     probe: Option<bool>,
     /// Longest time for a probe (setting `probe_deadline`) [default: 5].
-    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = number_of_seconds)]
     probe_deadline: Option<f64>,
     /// The qtasks-host binary that probes and isolates plugins (setting `guest_program`) [default: this one].
     #[arg(long, value_name = "FILE")]
@@ -51,25 +56,25 @@ pub(crate) struct SettingsFlags {
     #[arg(long, value_name = "N")]
     prefetch: Option<u64>,
     /// Time without a sign of life after which a worker's tasks are taken over (setting `lease`) [default: 10].
-    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = number_of_seconds)]
     lease: Option<f64>,
     /// Time that what runs may take to end when the worker is stopped (setting `drain_deadline`) [default: 30].
-    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = number_of_seconds)]
     drain_deadline: Option<f64>,
     /// How long results are kept (setting `keep_results`) [default: 604800, a week].
-    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = number_of_seconds)]
     keep_results: Option<f64>,
     /// How long decisions are kept (setting `keep_decisions`) [default: 2592000, 30 days].
-    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = number_of_seconds)]
     keep_decisions: Option<f64>,
     /// Longest time for one attempt of a task, where the task does not say (setting `max_time`) [default: no limit].
-    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = number_of_seconds)]
     max_time: Option<f64>,
     /// Runs that a plugin's retry_after may lead to, where the task does not say (setting `max_attempts`) [default: 5].
     #[arg(long, value_name = "N")]
     max_attempts: Option<u32>,
     /// Longest delay before a retry, a plugin's or with back-off (setting `max_retry_delay`) [default: 3600].
-    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = number_of_seconds)]
     max_retry_delay: Option<f64>,
     /// Which failures the plugins are asked about: plugin-errors, or all (setting `intercept`) [default: plugin-errors].
     #[arg(long, value_name = "WHICH")]

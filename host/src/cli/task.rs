@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::client::with_queue;
 use super::exit_code::ExitStatus;
 use super::output::{print, print_json, print_json_lines, tell};
-use super::settings_flags::ClientFlags;
+use super::settings_flags::{ClientFlags, number_of_seconds};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum TaskCommand {
@@ -163,7 +163,7 @@ impl From<StatusArgument> for TaskStatus {
 /// A number of seconds on the command line.
 fn seconds(text: &str) -> Result<Duration, String> {
     const LONGEST: f64 = 10.0 * 365.0 * 24.0 * 3600.0;
-    let seconds: f64 = text.parse().map_err(|_| "expected a number of seconds".to_owned())?;
+    let seconds = number_of_seconds(text)?;
     if (0.0..=LONGEST).contains(&seconds) {
         return Ok(Duration::from_secs_f64(seconds));
     }
