@@ -239,6 +239,32 @@ fn what_a_plugin_set_aside_is_listed_and_requeued() {
 }
 
 #[test]
+fn a_task_whose_plugin_is_not_loaded_is_set_aside_until_it_is() {
+    let project = Project::sqlite(&["scripted"]);
+    let library = project.place.plugins().join("libscripted.so");
+    let mode = |mode| std::fs::set_permissions(&library, std::fs::Permissions::from_mode(mode)).expect("our own file");
+    let uuid = project.add(&["echo", "--args", "[1]"]);
+    mode(0o666);
+    let worker = project.start(&[]);
+    let record = project.wait(&uuid);
+    assert_eq!(record["error"]["type"], "UnknownTask");
+    let said = record["dead_letter"].as_str().expect("a reason");
+    let path = library.display().to_string();
+    assert_says(said, &["nobody provides a task \"echo\"; or it is a plugin's: ", &path, " was refused: ", "chmod o-w"]);
+    assert!(worker.stop().0.success());
+    mode(0o644);
+    let worker = project.start(&["plugins.scripted.enabled = false"]);
+    assert_eq!(project.json(&["task", "dead-letter", "requeue", &uuid], 0)["requeue"], "done");
+    let record = project.wait(&uuid);
+    assert_says(record["dead_letter"].as_str().expect("a reason"), &["\"echo\", since plugin scripted (", ") is disabled"]);
+    assert!(worker.stop().0.success());
+    let worker = project.start(&[]);
+    project.client(&["task", "dead-letter", "requeue", "--all"]).end().expect_code(0);
+    assert_eq!(project.wait(&uuid)["returning"]["args"], json!([1]));
+    assert!(worker.stop().0.success());
+}
+
+#[test]
 fn lists_are_filtered_and_files_of_tasks_are_added() {
     let project = Project::sqlite(&[]);
     let lines = "{\"task\": \"a\", \"priority\": 3}\n\nnonsense\n{\"task\": \"b\", \"args\": [1]}\n";

@@ -1,6 +1,7 @@
 //! `qtasks-host run`: tasks in, results out, what is said on stderr, and the exit code.
 
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Child;
 
@@ -468,13 +469,33 @@ fn the_name_of_a_task_is_shown_in_the_summary_and_obeyed_by_no_terminal() {
 }
 
 #[test]
+fn a_state_directory_that_others_can_write_to_is_refused() {
+    let place = place(&[]);
+    std::fs::create_dir(place.state()).expect("a new directory");
+    std::fs::set_permissions(place.state(), std::fs::Permissions::from_mode(0o777)).expect("our own directory");
+    let refused = Host::run(&place).end().expect_code(2);
+    assert_says(&refused.stderr, &["state is not safe: everybody can write to it (mode 0777)", "mend it with `chmod 700 "]);
+    let refused = Host::new(&place).args(["task", "add", "a", "--state-dir", "state"]).end().expect_code(2);
+    assert_says(&refused.stderr, &["the state directory ", " is not safe"]);
+}
+
+#[test]
+fn what_a_plugin_prints_in_the_hosts_process_is_among_no_results() {
+    let place = place(&["misbehaves_in_handler"]);
+    let host = Host::run(&place).set("plugins.misbehaves-in-handler.config.how=print").set("tasks.raise.command=['false']");
+    let ended = host.with_input(RAISE);
+    assert_eq!(ended.result()["task"], "raise");
+    assert_says(&ended.stderr, &["line 0 of many"]);
+}
+
+#[test]
 fn help_tells_the_exit_codes() {
     let ended = Host::new(&place(&[])).arg("--help").end().expect_code(0);
     assert_says(&ended.stdout, &["Exit codes:", "  3  at least one input line was no task", "130"]);
 }
 
 #[test]
-fn a_closed_stdout_is_not_an_error() {
+fn a_closed_stdout_ends_a_run_before_it_has_done_everything() {
     let place = place(&["scripted"]);
     let mut child = Host::run(&place).spawn();
     drop(child.stdout.take());
@@ -489,8 +510,9 @@ fn a_closed_stdout_is_not_an_error() {
     drop(stdin);
     let mut stderr = String::new();
     child.stderr.take().expect("a pipe").read_to_string(&mut stderr).expect("log lines are text");
-    assert_eq!(child.wait().expect("it ends").code(), Some(0), "{stderr}");
-    assert!(!stderr.contains("Broken pipe") && !stderr.contains("panicked"), "{stderr}");
+    assert_eq!(child.wait().expect("it ends").code(), Some(70), "{stderr}");
+    assert_says(&stderr, &["tasks read and not begun: ", "nobody reads the results any more, so nothing more is begun"]);
+    assert!(!stderr.contains("panicked"), "{stderr}");
 }
 
 #[test]
@@ -501,7 +523,7 @@ fn a_closed_stdout_ends_a_run_that_waits_for_input() {
     let mut stdin = child.stdin.take().expect("a pipe");
     stdin.write_all(b"{\"task\": \"echo\"}\n").expect("the host reads");
     // Standard input stays open: only the closed output tells that nobody cares any more.
-    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+    assert_eq!(child.wait().expect("it ends").code(), Some(70));
     drop(stdin);
 }
 

@@ -18,6 +18,7 @@ use crate::plugin::watch::DirectoryWatch;
 use crate::plugin::{
     DiscoverError, LoadErrorKind, LoadPolicy, Loaded, Loader, Plugin, PluginSettings, Registry, RegistryError, Triggers,
 };
+use crate::private_dir::{self, StateDirError};
 use crate::replacer::{Replacer, ReplacerSettings};
 use crate::running::Running;
 use crate::settings::Settings;
@@ -72,6 +73,9 @@ pub enum StartError {
     /// The plugin directory cannot be searched.
     #[error(transparent)]
     Discover(#[from] DiscoverError),
+    /// Where verdicts and data would lie is nobody's, or somebody else's.
+    #[error(transparent)]
+    StateDir(#[from] StateDirError),
     /// Libraries are to be probed, and there is nothing to probe them with.
     #[error(
         "plugin_dir is {}, whose libraries are probed in a process of their own before they are loaded, and there is no program for it; {GUEST_PROGRAM_EXPECTED}",
@@ -271,6 +275,7 @@ impl App {
     ///
     /// [`StartError`].
     pub async fn start(mut self) -> Result<Running, StartError> {
+        private_dir::check(&self.settings.state_dir)?;
         // A library may change the working directory when it is loaded; what comes after it must be found all the same.
         let Settings { state_dir, guest_program, plugin_dir, lock_file, broker, .. } = &mut self.settings;
         let file_of_tasks = match broker {
@@ -340,7 +345,9 @@ impl App {
         check_names(&settings, loaded, &linked_names)?;
         let registry = Registry::new(loaded.plugins.clone())?;
         let may_be_missing = |task: &str| settings.safe_mode || loaded.reports.iter().any(|report| report.may_provide(task));
-        let tasks = tasks.complete(&registry, &settings.tasks, &settings.state_dir, may_be_missing)?;
+        let tasks = tasks
+            .complete(&registry, &settings.tasks, &settings.state_dir, may_be_missing)?
+            .with_reports(&loaded.reports, settings.safe_mode);
         warn_of_retries(&settings, &tasks);
         warn_of_configurations(&settings, &tasks);
         let dispatcher = Arc::new(Dispatcher::new(registry, &settings.triggers));

@@ -51,6 +51,7 @@ pub mod worker;
 pub use app::{App, RunError, StartError};
 pub use plugin::Triggers;
 pub use plugin::process::guest;
+pub use private_dir::StateDirError;
 pub use queue_tasks::QueueTasks;
 pub use replacer::{ReplaceError, Replaced, Replacer};
 pub use running::Running;

@@ -265,6 +265,7 @@ impl Replacer {
         }
         let registry = Registry::new(loaded.plugins.clone())?;
         let tasks = self.executor.tasks().with_plugins(&registry, &self.settings.tasks, &policy.state_dir)?;
+        let tasks = tasks.with_reports(&loaded.reports, false);
         Ok(Next { registry, tasks, reports: std::mem::take(&mut loaded.reports) })
     }
 

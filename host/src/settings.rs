@@ -15,6 +15,7 @@ use crate::plain_words::in_plain_words;
 use crate::plugin::process::guest;
 use crate::plugin::trust::signature::TrustedKey;
 use crate::plugin::{LoadPolicy, PluginSettings, Strictness, TrustPolicy};
+use crate::private_dir::{self, StateDirError};
 use crate::shown::shown;
 use crate::task::{ErrorKinds, ExecutorSettings, Intercept, TaskSettings};
 use crate::trigger::{Trigger, TriggerSettings};
@@ -172,11 +173,11 @@ impl Default for Settings {
 /// Seconds.
 const DAY: u64 = 24 * 3600;
 
-/// `$XDG_STATE_HOME/qtasks-host`, as the XDG Base Directory Specification has it.
+/// `$XDG_STATE_HOME/qtasks-host`, as the XDG Base Directory Specification has it; empty for a user without a home.
 fn default_state_dir() -> PathBuf {
-    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let state = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")));
-    state.unwrap_or_else(std::env::temp_dir).join("qtasks-host")
+    let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    let home = || std::env::home_dir().filter(|path| path.is_absolute()).map(|home| home.join(".local/state"));
+    state.or_else(home).map(|state| state.join("qtasks-host")).unwrap_or_default()
 }
 
 fn optional_seconds<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
@@ -245,6 +246,9 @@ pub enum SettingsError {
         "name is {0:?}; expected at least one character, no `:`, and not \"qtasks-host\", which is the prefix of this program's own keys"
     )]
     Name(String),
+    /// Where this program's own files would lie is nobody's, or somebody else's.
+    #[error(transparent)]
+    StateDir(#[from] StateDirError),
 }
 
 /// One setting given on the command line: a TOML assignment such as `plugins.fallback.priority = 10`, and the flag it came from.
@@ -288,6 +292,10 @@ impl Settings {
         }
         if settings.name.is_empty() || settings.name.contains(':') || settings.name == "qtasks-host" {
             return Err(SettingsError::Name(settings.name));
+        }
+        // A client of a server needs none.
+        if !settings.state_dir.as_os_str().is_empty() || settings.broker.is_none() || settings.plugin_dir.is_some() {
+            private_dir::check(&settings.state_dir)?;
         }
         Ok(settings)
     }

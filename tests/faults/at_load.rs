@@ -37,7 +37,7 @@ faults! {
     constructor_sets_locale: "a constructor sets the locale" => "quarantined as `side-effect`; runs where the settings admit it, or in a process of its own";
     constructor_lowers_limits: "a constructor lowers a limit" => "quarantined as `side-effect`; runs where the settings admit it, or in a process of its own";
     constructor_changes_priority_and_personality: "a constructor changes priority and personality" => "quarantined as `side-effect`; runs where the settings admit it, or in a process of its own";
-    constructor_prints_a_line: "a constructor prints what looks like a result" => "quarantined as `side-effect`; runs where the settings admit it, or in a process of its own; where it is admitted, it is on standard output";
+    constructor_prints_a_line: "a constructor prints what looks like a result" => "quarantined as `side-effect`; runs where the settings admit it, or in a process of its own; where it is admitted, it is on standard error, and no result";
     directory_changed_under_relative_paths: "a constructor changes directory, and the host's directories and its file of tasks are relative" => "the libraries after it are found all the same, and so are the tasks";
     the_host_dies_while_it_probes: "the host is killed while it probes" => "the guest ends with it; the next start quarantines the library as `unfinished`";
 }
@@ -207,14 +207,11 @@ fn constructor_changes_priority_and_personality() {
     changes("constructor_changes_priority_and_personality", &[&lowered, "personality: 00000000 → 00040000"]);
 }
 
-/// In the host's process the line comes before the results.
 fn constructor_prints_a_line() {
     harmful("constructor_prints_a_line", "side-effect", &["output: 21 bytes, which will be among the host's"]);
     let place = beside_good_ones("constructor_prints_a_line");
     let ended = run(&place).set("plugins.constructor-prints-a-line.side_effects=admit").with_input(RAISE).expect_code(0);
-    let results = ended.results();
-    assert_eq!(results.len(), 2, "{}", ended.stdout);
-    assert_eq!((&results[0]["task"], &results[1]["returning"]), (&serde_json::Value::Null, &123.into()));
+    assert_eq!(ended.result()["returning"], 123);
 }
 
 /// The library comes before the good ones in the order of names.

@@ -286,7 +286,7 @@ fn answer_of_64_gib() {
 }
 
 fn error_with_nul() {
-    out_of_bounds("error_with_nul", &["Error"], "a\0b");
+    out_of_bounds("error_with_nul", &["OSError"], "a\0b");
 }
 
 fn error_of_65_mib() {

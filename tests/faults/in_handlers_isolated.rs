@@ -151,7 +151,7 @@ fn memory_in_a_file() {
 #[track_caller]
 fn not_permitted(host: Host) {
     for (kind, message) in failures(host.with_input(RAISE), 1) {
-        assert_eq!(kind, "Error", "{message}");
+        assert_eq!(kind, "PermissionError", "{message}");
         assert_says(&message, &["Operation not permitted"]);
     }
 }
@@ -272,7 +272,7 @@ fn answer_of_freed_memory() {
 }
 
 fn error_with_nul() {
-    stays("error_with_nul", "Error", "a\0b");
+    stays("error_with_nul", "OSError", "a\0b");
 }
 
 fn error_of_65_mib() {
@@ -374,11 +374,11 @@ fn leaks(how: &str, tasks: usize, allowed: &[&str]) {
 }
 
 fn leaks_descriptors() {
-    leaks("leak_descriptor", 1100, &["Error"]);
+    leaks("leak_descriptor", 1100, &["OSError"]);
 }
 
 fn leaks_threads() {
-    leaks("leak_thread", 700, &["Error", "Panic", "PluginCrashed", "PluginTripped"]);
+    leaks("leak_thread", 700, &["BlockingIOError", "Panic", "PluginCrashed", "PluginTripped"]);
 }
 
 fn lines_of_many(how: &str) -> Ended {

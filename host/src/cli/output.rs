@@ -1,11 +1,42 @@
 //! What commands print: results on stdout, for people or as JSON.
 
 use std::fmt::Display;
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::sync::OnceLock;
 
 use anyhow::Context;
 use qtasks_host::on_one_line;
 use serde::Serialize;
+
+/// What results are written to, where that is not the process' own standard output.
+static APART: OnceLock<File> = OnceLock::new();
+
+/// From now on what plugins print in this process goes to stderr: on stdout are results and nothing else. Called before one is loaded.
+pub(crate) fn keep_results_apart() {
+    let apart = || {
+        let results = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?;
+        rustix::stdio::dup2_stdout(rustix::stdio::stderr())?;
+        Ok::<_, rustix::io::Errno>(File::from(results))
+    };
+    // A system that refuses another descriptor leaves it as it is.
+    if let Ok(results) = apart() {
+        let _ = APART.set(results);
+    }
+}
+
+/// Where results go.
+pub(crate) fn results() -> Box<dyn Write> {
+    match APART.get() {
+        Some(apart) => Box::new(apart),
+        None => Box::new(io::stdout()),
+    }
+}
+
+/// Whether results go to a terminal.
+pub(crate) fn results_are_on_a_terminal() -> bool {
+    APART.get().map_or_else(|| io::stdout().is_terminal(), IsTerminal::is_terminal)
+}
 
 /// Prints a value as JSON, over several lines.
 pub(crate) fn print_json(value: &(impl Serialize + ?Sized)) -> anyhow::Result<()> {
@@ -27,7 +58,7 @@ pub(crate) fn print_json_lines<T: Serialize>(values: &[T]) -> anyhow::Result<()>
 
 /// A closed pipe is not an error: whoever reads has seen enough.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
-    match io::stdout().write_all(text.as_bytes()) {
+    match results().write_all(text.as_bytes()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot print"),
         _ => Ok(()),
     }

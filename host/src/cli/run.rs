@@ -1,6 +1,6 @@
 //! `qtasks-host run`: tasks in as JSON Lines, results out as JSON Lines.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +16,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::exit_code::ExitStatus;
 use super::input::{Input, Lines};
-use super::output::tell;
+use super::output::{keep_results_apart, results, results_are_on_a_terminal, tell};
 use super::settings_flags::SettingsFlags;
 use super::summary::Summary;
 use super::{log, runtime};
@@ -69,6 +69,7 @@ pub(super) fn run(arguments: &RunArguments) -> anyhow::Result<ExitStatus> {
     let bar = log::progress_bar(!arguments.no_progress);
     log::install(&settings.log, &bar)?;
     runtime::name_culprits(&settings.state_dir);
+    keep_results_apart();
     let input = Input::open(&arguments.tasks)?;
     let runtime = runtime::start()?;
     let status = runtime.block_on(run_tasks(App::new(settings), input, &bar));
@@ -119,12 +120,8 @@ async fn work_through(
     let worker = running.worker(store);
     let work = worker.run(Some(sender));
     let printing = async {
-        let printed = print(receiver, bar).await;
-        if !matches!(&printed, Ok(printed) if printed.whole) {
-            // Nobody reads any more: an idle worker would wait for input that has no use.
-            broker.drain();
-        }
-        printed
+        // Nobody reads any more: an idle worker would wait for input that has no use.
+        print(receiver, bar, || broker.drain()).await
     };
     let (printed, worked) = tokio::select! {
         ended = async { tokio::join!(printing, work) } => ended,
@@ -135,9 +132,9 @@ async fn work_through(
     listening.abort();
 
     worked?;
-    let Printed { summary, whole, broken } = printed?;
+    let Printed { summary, broken } = printed;
     // A reader that nobody needs any more may still wait for standard input, which may never end.
-    let lines = if interrupted || !whole { Lines::default() } else { feeding.await.context("the reader ended")? };
+    let lines = if interrupted || broken.is_some() { Lines::default() } else { feeding.await.context("the reader ended")? };
     bar.finish_and_clear();
     tell(&summary);
     if lines.refused > 0 {
@@ -184,41 +181,48 @@ async fn listen_for_signals(mut signals: Signals, broker: Arc<MemoryBackend>, in
     interrupt.at_once.notify_one();
 }
 
-/// What was printed, and whether all of it was.
+/// What was run, and why not all of it was printed.
 struct Printed {
     summary: Summary,
-    whole: bool,
-    /// Why not all of it was; nothing where whoever reads has seen enough.
     broken: Option<anyhow::Error>,
 }
 
-/// Prints results as they come. A closed pipe ends the run without an error: whoever reads has seen enough.
-async fn print(mut reports: mpsc::Receiver<TaskReport>, bar: &ProgressBar) -> anyhow::Result<Printed> {
-    let mut summary = Summary::default();
-    let mut output = io::stdout();
-    let beside_bar = output.is_terminal();
+/// Prints results as they come. Where that breaks, `stop` is called, and what still ends is counted.
+async fn print(mut reports: mpsc::Receiver<TaskReport>, bar: &ProgressBar, stop: impl Fn()) -> Printed {
+    let mut printed = Printed { summary: Summary::default(), broken: None };
+    let mut output = results();
+    let beside_bar = results_are_on_a_terminal();
     let (mut batch, mut lines) = (Vec::new(), Vec::new());
     while reports.recv_many(&mut batch, READ_AHEAD).await > 0 {
-        for report in batch.drain(..) {
-            summary.add(&report);
-            bar.inc(1);
-            let mut line = serde_json::to_vec(&report).context("a result has no JSON form")?;
-            // JSON that passes through keeps its own line ends, which stand only between members: one result is one line.
-            line.iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')).for_each(|byte| *byte = b' ');
-            line.push(b'\n');
-            lines.extend_from_slice(&line);
-        }
-        let mut write = || output.write_all(&lines).and_then(|()| output.flush());
-        // On one terminal with the bar, results go above it.
-        match if beside_bar { bar.suspend(write) } else { write() } {
-            Ok(()) => lines.clear(),
-            Err(error) => {
-                let broken = (error.kind() != io::ErrorKind::BrokenPipe)
-                    .then(|| anyhow::Error::new(error).context("cannot print results"));
-                return Ok(Printed { summary, whole: false, broken });
+        batch.iter().for_each(|report| printed.summary.add(report));
+        bar.inc(batch.len() as u64);
+        if printed.broken.is_none() {
+            let mut write = || {
+                batch.iter().try_for_each(|report| add_line(&mut lines, report))?;
+                Ok(output.write_all(&lines).and_then(|()| output.flush())?)
+            };
+            // On one terminal with the bar, results go above it.
+            let written: anyhow::Result<()> = if beside_bar { bar.suspend(write) } else { write() };
+            if let Err(error) = written {
+                let closed = error.downcast_ref().is_some_and(|error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe);
+                let said =
+                    if closed { "nobody reads the results any more, so nothing more is begun" } else { "cannot print results" };
+                printed.broken = Some(error.context(said));
+                stop();
             }
+            lines.clear();
         }
-        bar.set_message(format!("{} errors", summary.errors()));
+        batch.clear();
+        bar.set_message(format!("{} errors", printed.summary.errors()));
     }
-    Ok(Printed { summary, whole: true, broken: None })
+    printed
+}
+
+/// JSON that passes through keeps its own line ends, which stand only between members: one result is one line.
+fn add_line(lines: &mut Vec<u8>, report: &TaskReport) -> anyhow::Result<()> {
+    let begin = lines.len();
+    serde_json::to_writer(&mut *lines, report).context("a result has no JSON form")?;
+    lines[begin..].iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')).for_each(|byte| *byte = b' ');
+    lines.push(b'\n');
+    Ok(())
 }

@@ -12,6 +12,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::Notify;
 
 use super::exit_code::{ExitStatus, UsageError};
+use super::output::keep_results_apart;
 
 /// tokio's own variable; a wrong value of it would end tokio in a panic.
 const THREADS: &str = "TOKIO_WORKER_THREADS";
@@ -53,6 +54,7 @@ pub(crate) fn look_at(
     look: impl AsyncFnOnce(&Running) -> anyhow::Result<ExitStatus>,
 ) -> anyhow::Result<ExitStatus> {
     name_culprits(&settings.state_dir);
+    keep_results_apart();
     let runtime = start()?;
     let status = runtime.block_on(async {
         // A library whose probe is cut off would be in quarantine.

@@ -14,8 +14,7 @@ use super::probe::QuarantinedError;
 use super::settings::PluginSettings;
 use super::trust::{Trust, TrustState};
 use super::verdicts::{Verdict, Verdicts};
-use crate::shown::chain;
-use crate::shown::path_as_text;
+use crate::shown::{chain, path_as_text, shown};
 
 /// How a candidate ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -132,6 +131,17 @@ impl LoadReport {
     pub(crate) fn may_provide(&self, task: &str) -> bool {
         let provides = |manifest: &Manifest| manifest.tasks.iter().any(|entry| entry.name == task);
         matches!(self.state, LoadState::Refused | LoadState::Disabled) && self.manifest.as_ref().is_none_or(provides)
+    }
+
+    /// Why it is not loaded, for somebody who wants something of it; `None` where it is.
+    pub(crate) fn why_not_loaded(&self) -> Option<String> {
+        let path = shown(&self.path);
+        let plugin = self.name().map_or_else(|| path.to_string(), |name| format!("plugin {name} ({path})"));
+        match (self.state, self.reason()) {
+            (LoadState::Refused, reason) => Some(format!("{plugin} was refused: {}", reason.unwrap_or_default())),
+            (LoadState::Disabled, _) => Some(format!("{plugin} is disabled")),
+            _ => None,
+        }
     }
 
     /// Why it was refused, as one line: the error and all its causes.

@@ -205,9 +205,8 @@ impl TaskExecutor {
     pub async fn execute(&self, mut task: Task) -> (Task, Execution) {
         let begun = Instant::now();
         let Some(function) = self.tasks.load().get(&task.name).cloned() else {
-            let message = format!("nobody provides a task {:?}{}", &*task.name, self.tasks.load().nearest(&task.name));
-            let error = Box::new(ErrorBody::new(UNKNOWN_TASK_ERROR, message));
-            return (task, Execution::failed(error, begun));
+            let execution = Execution::of_nobodys(&self.tasks.load(), &task.name, begun);
+            return (task, execution);
         };
         let limits = function.limits();
         let max_time = task.max_time.or(limits.max_time).or(self.settings.max_time);
@@ -463,6 +462,18 @@ impl Execution {
             decisions: Vec::new(),
             duration: Duration::ZERO,
         }
+    }
+
+    /// A task that nobody provides. One that a plugin would is set aside, to be run once it is loaded.
+    fn of_nobodys(tasks: &TaskRegistry, name: &str, begun: Instant) -> Self {
+        let kept_away = tasks.kept_away(name);
+        let is_kept_away = kept_away.is_some();
+        let message = format!("nobody provides a task {name:?}{}", kept_away.unwrap_or_else(|| tasks.nearest(name)));
+        let mut execution = Self::failed(Box::new(ErrorBody::new(UNKNOWN_TASK_ERROR, message.as_str())), begun);
+        if is_kept_away {
+            execution.ended = Ended::DeadLetter { reason: message };
+        }
+        execution
     }
 
     fn failed(error: Box<ErrorBody>, begun: Instant) -> Self {

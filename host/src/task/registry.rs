@@ -14,8 +14,8 @@ use super::function::{Body, TaskFunction, TaskLimits, async_body, generator_body
 use super::model::{TaskModelError, checked_name};
 use super::settings::TaskSettings;
 use crate::nearest::nearest;
-use crate::plugin::Registry;
 use crate::plugin::services::TracingServices;
+use crate::plugin::{LoadReport, Registry};
 
 /// Why tasks do not go together.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +62,10 @@ pub enum TaskRegistryError {
 pub struct TaskRegistry {
     /// Shared: a run ends with what it began with, whatever is replaced meanwhile.
     tasks: BTreeMap<Arc<str>, Arc<TaskFunction>>,
+    /// Tasks that nobody provides, since the plugin that would is not loaded: why.
+    not_loaded: BTreeMap<String, String>,
+    /// Why something is not loaded of which nobody knows what it would provide.
+    unread: Option<String>,
     /// What was wrong first. Told when the application starts, so that registering stays a plain statement.
     refused: Option<TaskRegistryError>,
 }
@@ -210,7 +214,7 @@ impl TaskRegistry {
     ) -> Result<Self, TaskRegistryError> {
         let own = self.tasks.iter().filter(|(_, function)| !matches!(function.body, Body::Plugin(_)));
         let mut all =
-            Self { tasks: own.map(|(name, function)| (Arc::clone(name), Arc::clone(function))).collect(), refused: None };
+            Self { tasks: own.map(|(name, function)| (Arc::clone(name), Arc::clone(function))).collect(), ..Self::default() };
         for (name, provided) in plugins.tasks() {
             let (limits, plugin) = (TaskLimits::default(), provided.plugin.name());
             let mut function = function(name.as_str().into(), plugin, limits, Body::Plugin(provided.clone()));
@@ -223,6 +227,30 @@ impl TaskRegistry {
             }
         }
         Ok(all)
+    }
+
+    /// The same, which can tell of a task that nobody provides which of these plugins would, and why it is not loaded. In safe mode none is.
+    #[must_use]
+    pub fn with_reports(mut self, reports: &[LoadReport], safe_mode: bool) -> Self {
+        self.not_loaded.clear();
+        self.unread = safe_mode.then(|| "no plugin library is loaded in safe mode".to_owned());
+        for report in reports {
+            match (report.why_not_loaded(), &report.manifest) {
+                (Some(why), Some(manifest)) => {
+                    let missing = manifest.tasks.iter().filter(|task| !self.tasks.contains_key(&*task.name));
+                    self.not_loaded.extend(missing.map(|task| (task.name.clone(), why.clone())));
+                }
+                (Some(why), None) => drop(self.unread.get_or_insert(why)),
+                (None, _) => {}
+            }
+        }
+        self
+    }
+
+    /// What keeps away the plugin that would provide this task, in words that follow those that nobody does. `None`: no plugin would.
+    pub(super) fn kept_away(&self, name: &str) -> Option<String> {
+        let known = self.not_loaded.get(name).map(|why| format!(", since {why}"));
+        known.or_else(|| self.unread.as_ref().map(|why| format!("{}; or it is a plugin's: {why}", self.nearest(name))))
     }
 }
 

@@ -98,8 +98,7 @@ impl TaskReport {
             error: None,
             cancel_reason: None,
             dead_letter: None,
-            // Where nobody decided, the error itself is the original.
-            original_error: original_error.filter(|_| resolved_by.is_some()),
+            original_error,
             resolved_by,
             history: Vec::new(),
             decisions,
@@ -121,6 +120,8 @@ impl TaskReport {
             // The worker tries again instead of reporting.
             Ended::Retry { .. } => report.error.clone_from(&report.original_error),
         }
+        // Where nobody decided, the error itself is the original.
+        report.original_error = report.original_error.filter(|_| report.resolved_by.is_some());
         report
     }
 }

@@ -61,7 +61,8 @@ impl Connection {
         tokio::spawn(async move {
             life.read(reader, services).await;
             // What it printed last is still to be read. What it started, and what left its group, may hold the other ends on.
-            let _ = tokio::time::timeout(LAST_WORDS, logging.join_all()).await;
+            // Not `join_all`, which panics where the runtime ends first and has dropped what it waits for.
+            let _ = tokio::time::timeout(LAST_WORDS, async { while logging.join_next().await.is_some() {} }).await;
         });
         Ok(connection)
     }
