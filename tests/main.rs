@@ -31,3 +31,4 @@ mod triggers;
 mod trust;
 mod worker_command;
 mod worker_replacement;
+mod wrong_plugins;

@@ -6,15 +6,15 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::answer::Answer;
+use crate::answer::{Answer, IntoAnswer};
 use crate::config::PluginConfig;
 use crate::error::{Error, TaskError};
-use crate::event::Call;
+use crate::event::{Call, FromCall};
 use crate::host::Host;
 use crate::manifest::Mode;
 #[cfg(feature = "async")]
 use crate::runtime::{BoxFuture, OwnedCall};
-use crate::task::{self, TaskContext};
+use crate::task::{OpenTask, TaskContext, read_argument, write_result};
 
 /// A plugin: made once from its configuration, shared by all calls.
 ///
@@ -74,7 +74,7 @@ pub enum Run<P: 'static> {
     Sync(fn(&P, &Call<'_>) -> Answer),
     /// Runs on the plugin's runtime.
     #[cfg(feature = "async")]
-    Async(fn(Arc<P>, OwnedCall) -> BoxFuture<Answer>),
+    Async(fn(Arc<P>, OwnedCall) -> BoxFuture<'static, Answer>),
 }
 
 impl<P> Entry<P> {
@@ -87,33 +87,110 @@ impl<P> Entry<P> {
     /// An async entry.
     #[cfg(feature = "async")]
     #[must_use]
-    pub const fn asynchronous(run: fn(Arc<P>, OwnedCall) -> BoxFuture<Answer>) -> Self {
+    pub const fn asynchronous(run: fn(Arc<P>, OwnedCall) -> BoxFuture<'static, Answer>) -> Self {
         Self { mode: Mode::Async, run: Run::Async(run) }
     }
 }
 
-/// A task's call taken apart: context, positional and named arguments.
-///
-/// # Errors
-///
-/// When the arguments do not have the shape that the task takes.
-pub fn open_task<A: DeserializeOwned, K: DeserializeOwned>(call: &Call<'_>) -> Result<(TaskContext, A, K), TaskError> {
-    let (context, args, kwargs) = task::open(call)?;
-    Ok((context, task::read_argument("args", args)?, task::read_argument("kwargs", kwargs)?))
+// These take function pointers, so that rustc blames the method, and not the call, for a type that it cannot take or return.
+
+/// Calls a handler.
+#[inline]
+pub fn handle<'p, 'a, P, E, A>(plugin: &'p P, call: &Call<'a>, method: fn(&'p P, E) -> A) -> Answer
+where
+    E: FromCall<'a>,
+    A: IntoAnswer,
+{
+    match E::from_call(call) {
+        Ok(event) => method(plugin, event).into_answer(),
+        Err(error) => Answer::Failed(error),
+    }
 }
 
-/// A task's return value, as an answer.
-pub fn ran<T: Serialize, E: Into<TaskError>>(returned: Result<T, E>) -> Answer {
-    match returned.map_err(Into::into).and_then(|value| task::write_result(&value)) {
-        Ok(raw) => Answer::Result(raw),
+/// Calls an async handler.
+#[cfg(feature = "async")]
+pub fn handle_async<'c, P, E, F>(plugin: &'c P, call: &Call<'c>, method: fn(&'c P, E) -> F) -> BoxFuture<'c, Answer>
+where
+    E: FromCall<'c>,
+    F: Future<Output: IntoAnswer> + Send + 'c,
+{
+    match E::from_call(call) {
+        Ok(event) => {
+            let handling = method(plugin, event);
+            Box::pin(async { handling.await.into_answer() })
+        }
+        Err(error) => Box::pin(std::future::ready(Answer::Failed(error))),
+    }
+}
+
+/// Runs a task.
+pub fn run_task<'p, 'c, P, A, K, R>(
+    plugin: &'p P,
+    opened: &'c Result<OpenTask<'_>, TaskError>,
+    method: fn(&'p P, &'c TaskContext, A, K) -> R,
+) -> Answer
+where
+    A: DeserializeOwned,
+    K: DeserializeOwned,
+    R: TaskReturn,
+{
+    match begin_task(plugin, opened, method) {
+        Ok(returned) => returned.into_answer(),
         Err(error) => refused(error),
     }
 }
 
-/// A task's error, as an answer.
-#[must_use]
-pub fn refused(error: TaskError) -> Answer {
+/// Runs an async task.
+#[cfg(feature = "async")]
+pub fn run_task_async<'c, P, A, K, F>(
+    plugin: &'c P,
+    opened: &'c Result<OpenTask<'_>, TaskError>,
+    method: fn(&'c P, &'c TaskContext, A, K) -> F,
+) -> BoxFuture<'c, Answer>
+where
+    A: DeserializeOwned,
+    K: DeserializeOwned,
+    F: Future<Output: TaskReturn> + Send + 'c,
+{
+    match begin_task(plugin, opened, method) {
+        Ok(running) => Box::pin(async { running.await.into_answer() }),
+        Err(error) => Box::pin(std::future::ready(refused(error))),
+    }
+}
+
+fn begin_task<'p, 'c, P, A: DeserializeOwned, K: DeserializeOwned, R>(
+    plugin: &'p P,
+    opened: &'c Result<OpenTask<'_>, TaskError>,
+    method: fn(&'p P, &'c TaskContext, A, K) -> R,
+) -> Result<R, TaskError> {
+    let OpenTask { context, args, kwargs } = opened.as_ref().map_err(Clone::clone)?;
+    Ok(method(plugin, context, read_argument("args", args)?, read_argument("kwargs", kwargs)?))
+}
+
+fn refused(error: TaskError) -> Answer {
     Answer::Failed(Error::from_body(error.into_body()))
+}
+
+/// What a task may return.
+#[diagnostic::on_unimplemented(
+    message = "a task cannot return `{Self}`",
+    note = "it returns a `Result<T, E>`; `T` is any type with serde's `Serialize`",
+    note = "`E` is `TaskError`, a text, or an error that is `Send + Sync + 'static`, such as `Box<dyn Error + Send + Sync>`",
+    note = "an `async fn` is named with `=> async`"
+)]
+pub trait TaskReturn {
+    /// The answer.
+    fn into_answer(self) -> Answer;
+}
+
+#[diagnostic::do_not_recommend]
+impl<T: Serialize, E: Into<TaskError>> TaskReturn for Result<T, E> {
+    fn into_answer(self) -> Answer {
+        match self.map_err(Into::into).and_then(|value| write_result(&value)) {
+            Ok(raw) => Answer::Result(raw),
+            Err(error) => refused(error),
+        }
+    }
 }
 
 /// Makes a plugin of a type: its manifest, its table of handlers and tasks, and the library's root symbol.
@@ -217,18 +294,47 @@ macro_rules! define_plugin {
         $(name: $name:expr,)?
         $(version: $version:expr,)?
         $(priority: $priority:expr,)?
-        $(handlers: { $($trigger:ident => $($handler:ident)+),* $(,)? } $(,)?)?
-        $(tasks: { $($task:ident => $($body:ident)+),* $(,)? } $(,)?)?
+        $(handlers: $handlers:tt $(,)?)?
+        $(tasks: $tasks:tt $(,)?)?
+    ) => {
+        $crate::__define_plugin! {
+            $plugin,
+            $crate::__first!($($name,)? ::core::env!("CARGO_PKG_NAME"),),
+            $crate::__first!($($version,)? ::core::env!("CARGO_PKG_VERSION"),),
+            $crate::__first!($($priority,)? 0,),
+            [$($handlers $handlers)?]
+            [$($tasks $tasks)?]
+        }
+    };
+    ($($other:tt)*) => {
+        $crate::__expected_words!()
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __define_plugin {
+    // Each table comes twice: of an identifier rustc forgets where its author wrote it, of a token or an expression it does not.
+    (
+        $plugin:ty, $name:expr, $version:expr, $priority:expr,
+        [$(
+            { $($trigger:ident => $($handler:ident)+),* $(,)? }
+            { $($_trigger:tt => $handler_word:tt $($handler_method:expr)?),* $(,)? }
+        )?]
+        [$(
+            { $($task:ident => $($body:ident)+),* $(,)? }
+            { $($_task:tt => $body_word:tt $($body_method:expr)?),* $(,)? }
+        )?]
     ) => {
         impl $crate::__private::Export for $plugin {
             const MANIFEST: &'static str = {
                 const FACTS: $crate::__private::StaticManifest = $crate::__private::StaticManifest {
-                    name: $crate::__first!($($name,)? ::core::env!("CARGO_PKG_NAME"),),
-                    version: $crate::__first!($($version,)? ::core::env!("CARGO_PKG_VERSION"),),
+                    name: $name,
+                    version: $version,
                     description: ::core::env!("CARGO_PKG_DESCRIPTION"),
                     authors: ::core::env!("CARGO_PKG_AUTHORS"),
                     unwinds: ::core::cfg!(panic = "unwind"),
-                    priority: $crate::__first!($($priority,)? 0,),
+                    priority: $priority,
                     handlers: &[$($(
                         (
                             $crate::__private::known_trigger(
@@ -270,12 +376,20 @@ macro_rules! define_plugin {
             };
 
             const ENTRIES: &'static [$crate::__private::Entry<Self>] = &[
-                $($($crate::__handler!($($handler)+),)*)?
-                $($($crate::__task!($($body)+),)*)?
+                $($($crate::__handler!($($handler)+, $handler_word $($handler_method)?),)*)?
+                $($($crate::__task!($($body)+, $body_word $($body_method)?),)*)?
             ];
         }
     };
     ($($other:tt)*) => {
+        $crate::__expected_words!()
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __expected_words {
+    () => {
         ::core::compile_error!(
             "expected, in this order and each but the first left out at will: `plugin: TYPE`, `name: \"…\"`, \
              `version: \"…\"`, `priority: NUMBER`, `handlers: { TRIGGER => METHOD, … }`, `tasks: { NAME => METHOD, … }`"
@@ -309,16 +423,16 @@ macro_rules! __mode {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __handler {
-    (async $method:ident) => {
-        $crate::__async_handler!($method)
+    (async $method:ident, $_async:tt $written:expr) => {
+        $crate::__async_handler!($method, $written)
     };
-    (inline $method:ident) => {
-        $crate::__sync_handler!(Inline, $method)
+    (inline $method:ident, $_inline:tt $written:expr) => {
+        $crate::__sync_handler!(Inline, $method, $written)
     };
-    ($method:ident) => {
-        $crate::__sync_handler!(Blocking, $method)
+    ($method:ident, $written:tt) => {
+        $crate::__sync_handler!(Blocking, $method, $written)
     };
-    ($($words:ident)+) => {
+    ($($words:ident)+, $($_written:tt)+) => {
         $crate::__no_mode!($($words)+)
     };
 }
@@ -336,12 +450,10 @@ macro_rules! __no_mode {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __sync_handler {
-    ($mode:ident, $method:ident) => {
+    ($mode:ident, $method:ident, $written:expr) => {
         $crate::__private::Entry::<Self>::sync($crate::__private::Mode::$mode, |plugin, call| {
-            match $crate::FromCall::from_call(call) {
-                ::core::result::Result::Ok(event) => $crate::IntoAnswer::into_answer(plugin.$method(event)),
-                ::core::result::Result::Err(error) => $crate::Answer::Failed(error),
-            }
+            let $method = <Self>::$method;
+            $crate::__private::handle(plugin, call, $written)
         })
     };
 }
@@ -349,16 +461,16 @@ macro_rules! __sync_handler {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __task {
-    (async $method:ident) => {
-        $crate::__async_task!($method)
+    (async $method:ident, $_async:tt $written:expr) => {
+        $crate::__async_task!($method, $written)
     };
-    (inline $method:ident) => {
-        $crate::__sync_task!(Inline, $method)
+    (inline $method:ident, $_inline:tt $written:expr) => {
+        $crate::__sync_task!(Inline, $method, $written)
     };
-    ($method:ident) => {
-        $crate::__sync_task!(Blocking, $method)
+    ($method:ident, $written:tt) => {
+        $crate::__sync_task!(Blocking, $method, $written)
     };
-    ($($words:ident)+) => {
+    ($($words:ident)+, $($_written:tt)+) => {
         $crate::__no_mode!($($words)+)
     };
 }
@@ -366,12 +478,10 @@ macro_rules! __task {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __sync_task {
-    ($mode:ident, $method:ident) => {
-        $crate::__private::Entry::<Self>::sync($crate::__private::Mode::$mode, |plugin, call| match $crate::__private::open_task(
-            call,
-        ) {
-            ::core::result::Result::Ok((context, args, kwargs)) => $crate::__private::ran(plugin.$method(&context, args, kwargs)),
-            ::core::result::Result::Err(error) => $crate::__private::refused(error),
+    ($mode:ident, $method:ident, $written:expr) => {
+        $crate::__private::Entry::<Self>::sync($crate::__private::Mode::$mode, |plugin, call| {
+            let $method = <Self>::$method;
+            $crate::__private::run_task(plugin, &$crate::__private::open_task(call), $written)
         })
     };
 }
@@ -380,14 +490,11 @@ macro_rules! __sync_task {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __async_handler {
-    ($method:ident) => {
+    ($method:ident, $written:expr) => {
         $crate::__private::Entry::<Self>::asynchronous(|plugin, call| {
             ::std::boxed::Box::pin(async move {
-                let event = $crate::FromCall::from_call(&call.as_call());
-                match event {
-                    ::core::result::Result::Ok(event) => $crate::IntoAnswer::into_answer(plugin.$method(event).await),
-                    ::core::result::Result::Err(error) => $crate::Answer::Failed(error),
-                }
+                let $method = <Self>::$method;
+                $crate::__private::handle_async(&*plugin, &call.as_call(), $written).await
             })
         })
     };
@@ -397,16 +504,11 @@ macro_rules! __async_handler {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __async_task {
-    ($method:ident) => {
+    ($method:ident, $written:expr) => {
         $crate::__private::Entry::<Self>::asynchronous(|plugin, call| {
             ::std::boxed::Box::pin(async move {
-                let opened = $crate::__private::open_task(&call.as_call());
-                match opened {
-                    ::core::result::Result::Ok((context, args, kwargs)) => {
-                        $crate::__private::ran(plugin.$method(&context, args, kwargs).await)
-                    }
-                    ::core::result::Result::Err(error) => $crate::__private::refused(error),
-                }
+                let $method = <Self>::$method;
+                $crate::__private::run_task_async(&*plugin, &$crate::__private::open_task(&call.as_call()), $written).await
             })
         })
     };
@@ -416,7 +518,7 @@ macro_rules! __async_task {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __async_handler {
-    ($method:ident) => {
+    ($method:ident, $written:expr) => {
         ::core::compile_error!("an async handler needs qtasks-plugin-api with features = [\"async\"]")
     };
 }
@@ -425,7 +527,7 @@ macro_rules! __async_handler {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __async_task {
-    ($method:ident) => {
+    ($method:ident, $written:expr) => {
         ::core::compile_error!("an async task needs qtasks-plugin-api with features = [\"async\"]")
     };
 }

@@ -71,7 +71,7 @@ pub use answer::{Answer, Directive, IntoAnswer};
 pub use config::{ConfigValue, Field, PluginConfig, Schema};
 pub use error::{CANCEL_ERROR, Error, ErrorBody, PANIC_ERROR, PLUGIN_ERROR, TaskCancelError, TaskError, TaskPluginTriggerError};
 pub use event::{Call, Event, FromCall, RaisedError, TaskBroker, TaskExecutorInfo, TaskFunc, TriggerError};
-pub use export::{Export, Plugin};
+pub use export::{Export, Plugin, TaskReturn};
 pub use guard::guard;
 pub use host::{CancelFlag, Host, HostServices, Init, Level, LogLine};
 pub use json::{Json, from_object};
@@ -84,10 +84,13 @@ pub use trigger::Trigger;
 pub mod __private {
     pub use crate::abi::exported::Root;
     pub use crate::config::plain_name;
-    pub use crate::export::{Entry, Export, open_task, ran, refused};
+    pub use crate::export::{Entry, Export, handle, run_task};
+    #[cfg(feature = "async")]
+    pub use crate::export::{handle_async, run_task_async};
     pub use crate::manifest::{
         Mode, StaticManifest, bytes_of, known_trigger, listed_once, manifest_bytes, manifest_len, text_of,
     };
     pub use crate::note::Note;
+    pub use crate::task::open_task;
     pub use serde;
 }

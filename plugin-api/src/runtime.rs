@@ -15,7 +15,7 @@ use crate::guard::guard;
 use crate::host::{CancelFlag, Host};
 
 /// A future that may be sent to the runtime's thread.
-pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Stops a running future at its next await.
 pub(crate) type TaskHandle = tokio::task::AbortHandle;
@@ -49,7 +49,7 @@ impl Runtime {
     /// Runs `future`; in the end `forget` is called, and then `completion` told. Aborted or not, panic or not.
     pub(crate) fn spawn(
         &self,
-        future: BoxFuture<Answer>,
+        future: BoxFuture<'static, Answer>,
         forget: impl FnOnce() + Send + 'static,
         completion: Completion,
     ) -> TaskHandle {
@@ -76,7 +76,7 @@ impl Drop for Runtime {
 }
 
 /// Polls a future behind the panic guard, and drops it behind the guard too.
-struct Guarded(Option<BoxFuture<Answer>>);
+struct Guarded(Option<BoxFuture<'static, Answer>>);
 
 impl Future for Guarded {
     type Output = AbiOutcome;

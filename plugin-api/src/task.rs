@@ -168,16 +168,27 @@ fn excerpt(json: &str) -> std::borrow::Cow<'_, str> {
 }
 
 /// A task's call, taken apart.
+#[derive(Debug)]
+pub struct OpenTask<'a> {
+    /// What the body knows of itself.
+    pub context: TaskContext,
+    /// Positional arguments, a JSON list.
+    pub args: &'a str,
+    /// Named arguments, a JSON object.
+    pub kwargs: &'a str,
+}
+
+/// Takes a task's call apart.
 ///
 /// # Errors
 ///
 /// When the host sent something else than a [`TaskInput`].
-pub(crate) fn open<'a>(call: &Call<'a>) -> Result<(TaskContext, &'a str, &'a str), TaskError> {
+pub fn open_task<'a>(call: &Call<'a>) -> Result<OpenTask<'a>, TaskError> {
     let input: TaskInput<'a> = serde_json::from_str(call.input)
         .map_err(|error| Error::msg(format_args!("the host's call of task {} is unreadable: {error}", call.name)))
         .map_err(|error| TaskError::Other(error.into_body()))?;
     let context = TaskContext::new(input.task, call.cancel.clone(), call.host.clone());
-    Ok((context, input.args.get(), input.kwargs.get()))
+    Ok(OpenTask { context, args: input.args.get(), kwargs: input.kwargs.get() })
 }
 
 /// A task's result, as JSON text.

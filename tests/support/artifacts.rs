@@ -48,11 +48,34 @@ struct Target {
     crate_types: Vec<String>,
 }
 
+/// What a plugin is compiled against: `qtasks-plugin-api`, with every feature that a plugin of the workspace has switched on.
+pub(crate) fn plugin_api() -> &'static Path {
+    static RLIB: OnceLock<PathBuf> = OnceLock::new();
+    RLIB.get_or_init(|| {
+        let built = built(&mut cargo(), &["--workspace", "--lib"]).into_iter();
+        let files = built.filter(|message| message.target.as_ref().is_some_and(|target| target.name == "qtasks_plugin_api"));
+        let rlib = files.flat_map(|message| message.filenames).find(|path| path.extension().is_some_and(|end| end == "rlib"));
+        rlib.expect("cargo builds qtasks-plugin-api")
+    })
+}
+
 /// Runs `cargo build` with `arguments`, in the profile of the tests, and takes each cdylib's path from what it says.
+pub(crate) fn build(cargo: &mut Command, arguments: &[&str]) -> BTreeMap<String, PathBuf> {
+    built(cargo, arguments)
+        .into_iter()
+        .filter_map(|message| {
+            let target = message.target.filter(|target| target.crate_types.iter().any(|kind| kind == "cdylib"))?;
+            let library = message.filenames.into_iter().find(|path| path.extension().is_some_and(|end| end == "so"))?;
+            Some((target.name.replace('-', "_"), library))
+        })
+        .collect()
+}
+
+/// What cargo says that it built.
 ///
 /// Where the network and the lock file are concerned, the environment of the tests holds here as well; the lock file itself is
 /// complete, since the cargo that built the tests wrote it.
-pub(crate) fn build(cargo: &mut Command, arguments: &[&str]) -> BTreeMap<String, PathBuf> {
+fn built(cargo: &mut Command, arguments: &[&str]) -> Vec<Message> {
     cargo.args(["build", "--locked", "--message-format=json-render-diagnostics"]).args(arguments);
     cargo.current_dir(ROOT).stderr(Stdio::piped());
     if !cfg!(debug_assertions) && !arguments.contains(&"--profile") {
@@ -63,10 +86,5 @@ pub(crate) fn build(cargo: &mut Command, arguments: &[&str]) -> BTreeMap<String,
     String::from_utf8_lossy(&output.stdout)
         .lines()
         .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("cargo said {line}: {error}")))
-        .filter_map(|message: Message| {
-            let target = message.target.filter(|target| target.crate_types.iter().any(|kind| kind == "cdylib"))?;
-            let library = message.filenames.into_iter().find(|path| path.extension().is_some_and(|end| end == "so"))?;
-            Some((target.name.replace('-', "_"), library))
-        })
         .collect()
 }
