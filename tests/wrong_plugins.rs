@@ -156,6 +156,37 @@ fn a_task_of_a_wrong_type_is_underlined_where_the_table_names_it() {
 }
 
 #[test]
+fn any_word_of_the_macro_may_be_the_last_with_a_comma_or_without() {
+    let words = ["name: \"x\"", "version: \"2.0.0\"", "priority: 3", "handlers: { global => on }", "tasks: { run => run }"];
+    let methods = "fn on(&self, _: Event<'_>) {}
+                   fn run(&self, _: &TaskContext, _: (), _: ()) -> Result<i32, Error> { Ok(1) }";
+    for last in 0..words.len() {
+        for end in ["", ","] {
+            assert!(refusals(methods, &format!(", {}{end}", words[last])).is_empty(), "{}{end}", words[last]);
+            let all = words[..=last].join(", ");
+            assert!(refusals(methods, &format!(", {all}{end}")).is_empty(), "{all}{end}");
+        }
+    }
+}
+
+#[test]
+fn a_wrong_use_of_the_macro_is_one_error_that_says_what_is_expected() {
+    let order = "expected, in this order and each but the first left out at will: `plugin: TYPE`, `name: \"…\"`, ";
+    let mode = "found `=> sync on`; expected `=> METHOD`, `=> inline METHOD` or `=> async METHOD`";
+    for (words, expected) in [
+        ("priority: 3, name: \"x\"", order),
+        ("handler: {}", order),
+        ("handlers: [worker_start => on]", order),
+        ("handlers: { worker_start: on }", order),
+        ("handlers: { worker_start => sync on }", mode),
+    ] {
+        let errors = refusals("fn on(&self, _: Event<'_>) {}", &format!(", {words}"));
+        let said: Vec<&str> = errors.iter().map(|error| &*error.message).collect();
+        assert!(said.len() == 1 && said[0].starts_with(expected), "{words}: {said:?}");
+    }
+}
+
+#[test]
 fn what_a_method_borrows_it_may_return() {
     let methods = r#"
         fn own(&self, _: Event<'_>) -> &str { "" }

@@ -264,20 +264,8 @@ impl<T: Serialize, E: Into<TaskError>> TaskReturn for Result<T, E> {
 /// [`define_plugin!`](crate::define_plugin), which takes the same words and exports no symbol.
 #[macro_export]
 macro_rules! export_plugin {
-    (plugin: $plugin:ty $(, $($rest:tt)*)?) => {
-        $crate::define_plugin! { plugin: $plugin, $($($rest)*)? }
-
-        const _: () = {
-            const MANIFEST: &str = <$plugin as $crate::__private::Export>::MANIFEST;
-
-            #[used]
-            #[unsafe(link_section = ".note.qtasks.plugin")]
-            static MANIFEST_NOTE: $crate::__private::Note<{ MANIFEST.len() }> =
-                $crate::__private::Note::new($crate::__private::bytes_of(MANIFEST));
-
-            #[unsafe(export_name = "qtasks_plugin_root_1")]
-            static ROOT: $crate::__private::Root = $crate::__private::Root::new::<$plugin>();
-        };
+    ($($words:tt)*) => {
+        $crate::__plugin! { [__root] $($words)* }
     };
 }
 
@@ -286,18 +274,26 @@ macro_rules! export_plugin {
 /// Takes the words of [`export_plugin!`](crate::export_plugin).
 #[macro_export]
 macro_rules! define_plugin {
-    (plugin: $plugin:ty) => {
-        $crate::define_plugin! { plugin: $plugin, }
+    ($($words:tt)*) => {
+        $crate::__plugin! { [] $($words)* }
     };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __plugin {
     (
-        plugin: $plugin:ty,
-        $(name: $name:expr,)?
-        $(version: $version:expr,)?
-        $(priority: $priority:expr,)?
-        $(handlers: $handlers:tt $(,)?)?
-        $(tasks: $tasks:tt $(,)?)?
+        [$($root:ident)?]
+        plugin: $plugin:ty
+        $(, name: $name:expr)?
+        $(, version: $version:expr)?
+        $(, priority: $priority:expr)?
+        $(, handlers: $handlers:tt)?
+        $(, tasks: $tasks:tt)?
+        $(,)?
     ) => {
         $crate::__define_plugin! {
+            [$($root)?]
             $plugin,
             $crate::__first!($($name,)? ::core::env!("CARGO_PKG_NAME"),),
             $crate::__first!($($version,)? ::core::env!("CARGO_PKG_VERSION"),),
@@ -307,7 +303,7 @@ macro_rules! define_plugin {
         }
     };
     ($($other:tt)*) => {
-        $crate::__expected_words!()
+        $crate::__expected_words!();
     };
 }
 
@@ -316,6 +312,7 @@ macro_rules! define_plugin {
 macro_rules! __define_plugin {
     // Each table comes twice: of an identifier rustc forgets where its author wrote it, of a token or an expression it does not.
     (
+        [$($root:ident)?]
         $plugin:ty, $name:expr, $version:expr, $priority:expr,
         [$(
             { $($trigger:ident => $($handler:ident)+),* $(,)? }
@@ -380,9 +377,29 @@ macro_rules! __define_plugin {
                 $($($crate::__task!($($body)+, $body_word $($body_method)?),)*)?
             ];
         }
+
+        $($crate::$root!($plugin);)?
     };
     ($($other:tt)*) => {
-        $crate::__expected_words!()
+        $crate::__expected_words!();
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __root {
+    ($plugin:ty) => {
+        const _: () = {
+            const MANIFEST: &str = <$plugin as $crate::__private::Export>::MANIFEST;
+
+            #[used]
+            #[unsafe(link_section = ".note.qtasks.plugin")]
+            static MANIFEST_NOTE: $crate::__private::Note<{ MANIFEST.len() }> =
+                $crate::__private::Note::new($crate::__private::bytes_of(MANIFEST));
+
+            #[unsafe(export_name = "qtasks_plugin_root_1")]
+            static ROOT: $crate::__private::Root = $crate::__private::Root::new::<$plugin>();
+        };
     };
 }
 
