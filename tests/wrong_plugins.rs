@@ -187,6 +187,19 @@ fn a_wrong_use_of_the_macro_is_one_error_that_says_what_is_expected() {
 }
 
 #[test]
+fn a_task_is_named_as_it_can_be_asked_for() {
+    let method = "fn run(&self, _: &TaskContext, _: (), _: ()) -> Result<i32, Error> { Ok(1) }";
+    assert!(refusals(method, r#", tasks: { run => run, "my.task" => inline run }"#).is_empty());
+    for name in [r#""""#, r#""my:task""#] {
+        let errors = refusals(method, &format!(", tasks: {{ {name} => run }}"));
+        let words = "a task's name is not empty, and has no `:`, which ends it in the queue";
+        assert!(errors.iter().any(|error| error.says(words)), "{name}");
+    }
+    let errors = refusals(method, r#", tasks: { "twice" => run, twice => run }"#);
+    assert!(errors.iter().any(|error| error.says("the task `twice` is listed twice")));
+}
+
+#[test]
 fn what_a_method_borrows_it_may_return() {
     let methods = r#"
         fn own(&self, _: Event<'_>) -> &str { "" }

@@ -226,9 +226,12 @@ impl<T: Serialize, E: Into<TaskError>> TaskReturn for Result<T, E> {
 ///         task_executor_run_task_trigger_error => on_error,      // may wait; `async f` and `inline f` are the other modes
 ///         global => inline on_any,                               // every trigger
 ///     },
-///     tasks: { add => inline add },
+///     tasks: { add => inline add, "math.add" => inline add },    // a text where the name is no identifier
 /// }
 /// ```
+///
+/// A task takes the plugin, a [`&TaskContext`](crate::TaskContext), positional and named arguments, and returns a `Result`; an async one
+/// takes the same. What arguments may be, [`read_argument`](crate::read_argument) says.
 ///
 /// Name, version, description and authors come from the plugin's `Cargo.toml`. The words stand in this order; each may be left out, but
 /// `plugin` may not. A name that is no trigger does not compile:
@@ -319,7 +322,7 @@ macro_rules! __define_plugin {
             { $($_trigger:tt => $handler_word:tt $($handler_method:expr)?),* $(,)? }
         )?]
         [$(
-            { $($task:ident => $($body:ident)+),* $(,)? }
+            { $($task:tt => $($body:ident)+),* $(,)? }
             { $($_task:tt => $body_word:tt $($body_method:expr)?),* $(,)? }
         )?]
     ) => {
@@ -345,7 +348,7 @@ macro_rules! __define_plugin {
                         ),
                     )*)?],
                     tasks: &[$($(
-                        ($crate::__private::plain_name(::core::stringify!($task)), $crate::__mode!($($body)+)),
+                        ($crate::__private::task_name($crate::__task_name!($task)), $crate::__mode!($($body)+)),
                     )*)?],
                     config: <<$plugin as $crate::Plugin>::Config as $crate::PluginConfig>::SCHEMA,
                 };
@@ -361,9 +364,9 @@ macro_rules! __define_plugin {
                 $($(
                     const _: () = $crate::__private::listed_once(
                         FACTS.tasks,
-                        $crate::__private::plain_name(::core::stringify!($task)),
+                        $crate::__private::task_name($crate::__task_name!($task)),
                         ::core::concat!(
-                            "the task `", ::core::stringify!($task), "` is listed twice: give one of them another name",
+                            "the task `", $crate::__task_name!($task), "` is listed twice: give one of them another name",
                         ),
                     );
                 )*)?
@@ -419,6 +422,17 @@ macro_rules! __expected_words {
 macro_rules! __first {
     ($first:expr, $($rest:expr,)*) => {
         $first
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __task_name {
+    ($name:ident) => {
+        ::core::stringify!($name)
+    };
+    ($name:literal) => {
+        $name
     };
 }
 
@@ -547,4 +561,38 @@ macro_rules! __async_task {
     ($method:ident, $written:expr) => {
         ::core::compile_error!("an async task needs qtasks-plugin-api with features = [\"async\"]")
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::testing::TestHost;
+
+    struct Names;
+
+    impl Plugin for Names {
+        type Config = ();
+
+        fn create(_config: (), _host: Host) -> Result<Self, Error> {
+            Ok(Self)
+        }
+    }
+
+    impl Names {
+        fn name(&self, ctx: &TaskContext, _args: (), _kwargs: ()) -> Result<String, Error> {
+            Ok(ctx.task_name().to_owned())
+        }
+    }
+
+    crate::define_plugin! { plugin: Names, tasks: { r#match => name, "my.task" => name, "reports, a/b" => inline name } }
+
+    #[test]
+    fn a_tasks_name_is_an_identifier_or_a_text() {
+        let host = TestHost::<Names>::start("{}").expect("it starts");
+        for name in ["match", "my.task", "reports, a/b"] {
+            assert_eq!(host.run_task(name, &json!([]), &json!({})).expect(name), name);
+        }
+    }
 }

@@ -88,7 +88,7 @@ pub mod __private {
     #[cfg(feature = "async")]
     pub use crate::export::{handle_async, run_task_async};
     pub use crate::manifest::{
-        Mode, StaticManifest, bytes_of, known_trigger, listed_once, manifest_bytes, manifest_len, text_of,
+        Mode, StaticManifest, bytes_of, known_trigger, listed_once, manifest_bytes, manifest_len, task_name, text_of,
     };
     pub use crate::note::Note;
     pub use crate::task::open_task;

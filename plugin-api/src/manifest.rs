@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::config::Schema;
+use crate::config::{Schema, plain_name};
 use crate::const_json::ConstJson;
 use crate::trigger::{Trigger, same_text};
 
@@ -195,6 +195,22 @@ pub struct TaskEntry {
 #[must_use]
 pub const fn known_trigger(name: &'static str, message: &'static str) -> &'static str {
     assert!(Trigger::from_name(name).is_some() || same_text(name, GLOBAL), "{}", message);
+    name
+}
+
+/// A task's name as it stands in the table, without the `r#` of a keyword. Refuses, at compile time, one that nobody could ask for.
+///
+/// # Panics
+///
+/// When it is empty or has a colon; in a constant that is an error of the compiler.
+#[must_use]
+pub const fn task_name(written: &str) -> &str {
+    let name = plain_name(written);
+    let mut index = 0;
+    while index < name.len() && name.as_bytes()[index] != b':' {
+        index += 1;
+    }
+    assert!(index > 0 && index == name.len(), "a task's name is not empty, and has no `:`, which ends it in the queue");
     name
 }
 
