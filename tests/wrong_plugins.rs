@@ -200,6 +200,17 @@ fn a_task_is_named_as_it_can_be_asked_for() {
 }
 
 #[test]
+fn a_configuration_that_is_none_is_told_what_is_expected() {
+    for item in ["struct C { #[serde(default)] a: u8 }", "struct C(u8);", "struct A { a: u8 } struct B<T> { a: T }", "fn c() {}"]
+    {
+        let errors = compiled(&format!("qtasks_plugin_api::config! {{ {item} }}"));
+        let said: Vec<&str> = errors.iter().map(|error| &*error.message).collect();
+        let expected = "expected `struct NAME { FIELD: TYPE, … }` or `enum NAME { VALUE, … }`, one or several; ";
+        assert!(said.len() == 1 && said[0].starts_with(expected), "{item}: {said:?}");
+    }
+}
+
+#[test]
 fn what_a_method_borrows_it_may_return() {
     let methods = r#"
         fn own(&self, _: Event<'_>) -> &str { "" }

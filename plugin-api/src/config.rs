@@ -63,6 +63,23 @@ impl Schema {
         json.raw("}");
     }
 
+    /// Whether a field of this shape must be given, when it has no default of its own.
+    #[doc(hidden)]
+    #[must_use]
+    pub const fn is_required(&self) -> bool {
+        match self {
+            Schema::Optional(_) => false,
+            Schema::Object(fields) => {
+                let mut index = 0;
+                while index < fields.len() && !fields[index].required {
+                    index += 1;
+                }
+                index < fields.len()
+            }
+            _ => true,
+        }
+    }
+
     const fn write_members<const N: usize>(&self, json: &mut ConstJson<N>) {
         match self {
             Schema::Any => {}
@@ -182,7 +199,8 @@ pub trait ConfigValue {
     /// Its JSON Schema.
     const SCHEMA: Schema;
 
-    /// What stands for a field that was not given; `None` makes it required.
+    /// What stands for a field that was not given; `None` makes it required. There is one for a [`Schema::Optional`] and for a
+    /// [`Schema::Object`] without required fields.
     #[must_use]
     fn when_absent() -> Option<Self>
     where
@@ -228,8 +246,9 @@ impl<T: ConfigValue> ConfigValue for HashMap<String, T> {
     const SCHEMA: Schema = Schema::Map(&T::SCHEMA);
 }
 
-/// Declares a configuration struct (or an enum of names): derives serde's `Deserialize`, refuses unknown keys, and knows its
-/// JSON Schema at compile time. Doc comments become descriptions; `= value` makes a field optional.
+/// Declares configuration structs (and enums of names): derives serde's `Deserialize`, refuses unknown keys, and knows their
+/// JSON Schema at compile time. Doc comments become descriptions; `= value` makes a field optional, and so does a struct as its type all
+/// of whose fields are.
 ///
 /// ```
 /// qtasks_plugin_api::config! {
@@ -240,13 +259,16 @@ impl<T: ConfigValue> ConfigValue for HashMap<String, T> {
 ///         /// Only for these tasks.
 ///         tasks: Vec<String> = vec!["add".to_owned()],
 ///         tone: Tone = Tone::plain,
+///         limits: Limits,
 ///     }
-/// }
-/// qtasks_plugin_api::config! {
+///
+///     pub struct Limits { max: u32 = 10 }
+///
 ///     pub enum Tone { plain, loud }
 /// }
 /// # use qtasks_plugin_api::PluginConfig;
-/// assert_eq!(Config::from_json(r#"{"tone": "loud"}"#)?.value, 123);
+/// let config = Config::from_json(r#"{"tone": "loud"}"#)?;
+/// assert_eq!((config.value, config.limits.max), (123, 10));
 /// assert!(Config::from_json(r#"{"vlaue": 1}"#).is_err());
 /// # Ok::<(), serde_json::Error>(())
 /// ```
@@ -257,6 +279,7 @@ macro_rules! config {
         $vis:vis struct $name:ident {
             $($(#[doc = $doc:literal])* $field_vis:vis $field:ident : $ty:ty $(= $default:expr)?),* $(,)?
         }
+        $($others:tt)*
     ) => {
         $(#[$meta])*
         $vis struct $name {
@@ -277,7 +300,11 @@ macro_rules! config {
                 ::core::result::Result::Ok(Self {
                     $($field: match given.$field {
                         ::core::option::Option::Some(value) => value,
-                        ::core::option::Option::None => $crate::__field_default!($field, $ty $(, $default)?),
+                        ::core::option::Option::None => $crate::__field_default!($ty $(, $default)?).ok_or_else(|| {
+                            $crate::__private::serde::de::Error::missing_field(
+                                $crate::__private::plain_name(::core::stringify!($field)),
+                            )
+                        })?,
                     },)*
                 })
             }
@@ -292,17 +319,26 @@ macro_rules! config {
                     required: $crate::__field_required!($ty $(, $default)?),
                 },
             )*]);
+
+            fn when_absent() -> ::core::option::Option<Self> {
+                ::core::option::Option::Some(Self {
+                    $($field: $crate::__field_default!($ty $(, $default)?)?,)*
+                })
+            }
         }
 
         impl $crate::PluginConfig for $name {
             const SCHEMA: $crate::Schema = <Self as $crate::ConfigValue>::SCHEMA;
         }
+
+        $crate::config! { $($others)* }
     };
     (
         $(#[$meta:meta])*
         $vis:vis enum $name:ident {
             $($(#[doc = $doc:literal])* $variant:ident),+ $(,)?
         }
+        $($others:tt)*
     ) => {
         $(#[$meta])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, $crate::__private::serde::Deserialize)]
@@ -317,6 +353,15 @@ macro_rules! config {
                 $($crate::__private::plain_name(::core::stringify!($variant))),+
             ]);
         }
+
+        $crate::config! { $($others)* }
+    };
+    () => {};
+    ($($other:tt)*) => {
+        ::core::compile_error!(
+            "expected `struct NAME { FIELD: TYPE, … }` or `enum NAME { VALUE, … }`, one or several; a field may have doc comments and \
+             no other attribute: one with a default is `FIELD: TYPE = DEFAULT`, and one of type `Option` may be left out"
+        );
     };
 }
 
@@ -329,22 +374,15 @@ pub const fn plain_name(identifier: &str) -> &str {
     }
 }
 
-/// What stands in for a field of [`config!`](crate::config) that was not given.
+/// What stands in for a field of [`config!`](crate::config) that was not given, if anything does.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __field_default {
-    ($field:ident, $ty:ty, $default:expr) => {
-        $default
+    ($ty:ty, $default:expr) => {
+        ::core::option::Option::<$ty>::Some($default)
     };
-    ($field:ident, $ty:ty) => {
-        match <$ty as $crate::ConfigValue>::when_absent() {
-            ::core::option::Option::Some(value) => value,
-            ::core::option::Option::None => {
-                return ::core::result::Result::Err($crate::__private::serde::de::Error::missing_field(
-                    $crate::__private::plain_name(::core::stringify!($field)),
-                ));
-            }
-        }
+    ($ty:ty) => {
+        <$ty as $crate::ConfigValue>::when_absent()
     };
 }
 
@@ -356,7 +394,7 @@ macro_rules! __field_required {
         false
     };
     ($ty:ty) => {
-        !::core::matches!(<$ty as $crate::ConfigValue>::SCHEMA, $crate::Schema::Optional(_))
+        <$ty as $crate::ConfigValue>::SCHEMA.is_required()
     };
 }
 
@@ -377,15 +415,52 @@ mod tests {
             tone: Tone = Tone::plain,
             nested: Vec<Inner> = Vec::new(),
         }
-    }
-    crate::config! {
+
         #[derive(Debug)]
         struct Inner {
             ratio: f64,
         }
-    }
-    crate::config! {
+
         enum Tone { plain, loud }
+    }
+
+    crate::config! {
+        #[derive(Debug, PartialEq)]
+        struct Outer {
+            limits: Limits,
+            needed: Needed,
+        }
+
+        #[derive(Debug, PartialEq)]
+        struct Limits {
+            max: u32 = 10,
+            label: Option<String>,
+            deeper: Deeper,
+        }
+
+        #[derive(Debug, PartialEq)]
+        struct Deeper {
+            least: u8 = 1,
+        }
+
+        #[derive(Debug, PartialEq)]
+        struct Needed {
+            always: bool,
+            limits: Limits,
+        }
+    }
+
+    #[test]
+    fn a_struct_that_has_a_default_for_each_field_may_be_left_out() {
+        let limits = |max| Limits { max, label: None, deeper: Deeper { least: 1 } };
+        let config = Outer::from_json(r#"{"needed": {"always": true, "limits": {"max": 3}}}"#).expect("valid");
+        assert_eq!(config, Outer { limits: limits(10), needed: Needed { always: true, limits: limits(3) } });
+        let missing = Outer::from_json(r#"{"limits": {}}"#).expect_err("`always` is required").to_string();
+        assert!(missing.contains("missing field `needed`"), "{missing}");
+        let schema = schema_of::<Outer>();
+        assert_eq!(schema["required"], json!(["needed"]));
+        let properties = &schema["properties"];
+        assert_eq!((&properties["limits"]["required"], &properties["needed"]["required"]), (&json!([]), &json!(["always"])));
     }
 
     crate::config! {
