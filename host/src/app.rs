@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use qtasks_plugin_api::nearest::nearest;
 use qtasks_plugin_api::{Export, TaskContext, TaskError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::broker::{BrokerError, BrokerUrl};
-use crate::nearest::nearest;
 use crate::plugin::load_error::GUEST_PROGRAM_EXPECTED;
 use crate::plugin::registry::stop;
 use crate::plugin::start_watch::{Late, Unfinished};

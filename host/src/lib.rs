@@ -26,8 +26,6 @@
 //!
 //! Imports run downwards only: [`app`] → [`running`] → [`starter`], [`stats`], [`replay`] → [`replacer`], [`signals`], [`queue_tasks`] → [`worker`] → [`broker`] → [`task`] → [`trigger`] → [`plugin`].
 
-mod nearest;
-mod plain_words;
 mod private_dir;
 mod shown;
 

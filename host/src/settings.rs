@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use qtasks_plugin_api::from_object;
+use qtasks_plugin_api::nearest::nearest_in;
+use qtasks_plugin_api::plain_words::in_plain_words;
 use serde::Deserialize;
 
 use crate::broker::url::Synchronous;
 use crate::broker::{BrokerSettings, BrokerUrl};
-use crate::nearest::nearest_in;
-use crate::plain_words::in_plain_words;
 use crate::plugin::process::guest;
 use crate::plugin::trust::signature::TrustedKey;
 use crate::plugin::{LoadPolicy, PluginSettings, Strictness, TrustPolicy};

@@ -19,6 +19,8 @@ pub const PLUGIN_ERROR: &str = "TaskPluginTriggerError";
 pub const CANCEL_ERROR: &str = "TaskCancelError";
 /// `type` of a caught panic.
 pub const PANIC_ERROR: &str = "Panic";
+/// `type` of what a plugin says of a configuration that does not suit it.
+pub const CONFIG_ERROR: &str = "ConfigError";
 
 type BoxError = Box<dyn StdError + Send + Sync + 'static>;
 

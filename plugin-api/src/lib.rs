@@ -62,14 +62,18 @@ pub mod const_json;
 pub mod fit;
 mod logging;
 pub mod manifest;
+pub mod nearest;
 pub mod note;
+pub mod plain_words;
 #[cfg(feature = "async")]
 pub mod runtime;
 pub mod testing;
 
 pub use answer::{Answer, Directive, IntoAnswer};
 pub use config::{ConfigValue, Field, PluginConfig, Schema};
-pub use error::{CANCEL_ERROR, Error, ErrorBody, PANIC_ERROR, PLUGIN_ERROR, TaskCancelError, TaskError, TaskPluginTriggerError};
+pub use error::{
+    CANCEL_ERROR, CONFIG_ERROR, Error, ErrorBody, PANIC_ERROR, PLUGIN_ERROR, TaskCancelError, TaskError, TaskPluginTriggerError,
+};
 pub use event::{Call, Event, FromCall, RaisedError, TaskBroker, TaskExecutorInfo, TaskFunc, TriggerError};
 pub use export::{Export, Plugin, TaskReturn};
 pub use guard::guard;

@@ -26,11 +26,12 @@ use serde_json::{Map, Value, json};
 
 use crate::abi::loaded::{CallError, Instance, Module, Received, checked};
 use crate::answer::Directive;
-use crate::error::{ErrorBody, PLUGIN_ERROR, TaskError};
+use crate::error::{CONFIG_ERROR, ErrorBody, PLUGIN_ERROR, TaskError};
 use crate::export::Export;
 use crate::fit::{check_directive, replaced_keys};
 use crate::host::{HostServices, Init, Level, LogLine};
 use crate::manifest::{GLOBAL, Manifest, Mode};
+use crate::plain_words::explained;
 use crate::trigger::Trigger;
 
 /// A plugin under test, created and started; stopped and destroyed when dropped.
@@ -75,7 +76,7 @@ impl<P: Export> TestHost<P> {
     ///
     /// # Errors
     ///
-    /// What an operator would see: the plugin's refusal, or its panic.
+    /// What an operator would see: the plugin's refusal, or its panic, and of a configuration that does not suit it the same words.
     ///
     /// # Panics
     ///
@@ -92,7 +93,7 @@ impl<P: Export> TestHost<P> {
             config: serde_json::from_str(config).expect("the configuration is JSON"),
             host_version: "testing".to_owned(),
         };
-        let instance = module.create(&init, Services(Arc::clone(&recorded)))?;
+        let instance = module.create(&init, Services(Arc::clone(&recorded))).map_err(|error| in_operators_words(error, &init))?;
         instance.start()?;
         Ok(Self { instance, manifest, recorded, data_dir, is_stopped: false, plugin: PhantomData })
     }
@@ -340,6 +341,17 @@ impl Outcome {
     }
 }
 
+fn in_operators_words(error: CallError, init: &Init) -> CallError {
+    match error {
+        CallError::Plugin(mut body) if body.kind == CONFIG_ERROR => {
+            let (message, hint) = explained(&body.message, init.config.get(), "a table");
+            body.message = message + &hint;
+            CallError::Plugin(body)
+        }
+        error => error,
+    }
+}
+
 /// What a host takes an answer to `trigger` for.
 fn taken(trigger: Trigger, received: Received) -> Received {
     let fits = match &received {
@@ -460,6 +472,37 @@ mod tests {
         assert_eq!(answered(retry(0.0), error).directive().map(Directive::name), Some("retry_after"));
         assert!(answered(value(json!(0)), none).is_pass());
         assert!(answered(retry(1.0), none).failure().is_some());
+    }
+
+    crate::config! {
+        struct Configured { limits: Limits }
+
+        struct Limits { max: u32 = 10 }
+    }
+
+    impl Plugin for Configured {
+        type Config = Self;
+
+        fn create(config: Self, _host: Host) -> Result<Self, Error> {
+            if config.limits.max == 0 { Err("nothing could run")? } else { Ok(config) }
+        }
+    }
+
+    crate::define_plugin! { plugin: Configured }
+
+    #[test]
+    fn what_is_wrong_in_a_configuration_is_said_as_a_host_says_it() {
+        for (config, said) in [
+            (
+                r#"{"limits": {"max": "ten"}}"#,
+                r#"ConfigError: limits.max: invalid type: string "ten", expected a whole number from 0 to 4294967295"#,
+            ),
+            (r#"{"limits": {"maxx": 1}}"#, "ConfigError: limits: unknown field `maxx`, expected `max`; did you mean `max`?"),
+            (r#"{"limits": [1]}"#, "ConfigError: limits: invalid type: list, expected a table"),
+            (r#"{"limits": {"max": 0}}"#, "Error: nothing could run"),
+        ] {
+            assert_eq!(TestHost::<Configured>::start(config).expect_err(config).to_string(), said);
+        }
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use qtasks_plugin_api::abi::loaded::{CallError, Instance, Layout, Module, ModuleError};
-use qtasks_plugin_api::{Export, HostServices, Init, to_raw_value};
+use qtasks_plugin_api::plain_words::explained;
+use qtasks_plugin_api::{CONFIG_ERROR, Export, HostServices, Init, to_raw_value};
 use serde_json::value::RawValue;
 
 use super::culprit::{self, Culprit, Mark};
@@ -24,8 +25,6 @@ use super::services::TracingServices;
 use super::settings::{Isolation, PluginSettings};
 use super::start_watch::Step;
 use super::verdicts::{Subject, Verdicts};
-use crate::nearest::nearest_in;
-use crate::plain_words::in_plain_words;
 use crate::private_dir;
 
 impl Loader<'_> {
@@ -174,53 +173,14 @@ fn isolated_error(manifest: &Manifest, config: &RawValue, source: GuestError) ->
 
 fn create_error(manifest: &Manifest, config: &RawValue, source: CallError) -> LoadErrorKind {
     match source {
-        CallError::Plugin(body) if body.kind == "ConfigError" => config_error(manifest, config, &body.message),
+        CallError::Plugin(body) if body.kind == CONFIG_ERROR => config_error(manifest, config, &body.message),
         source => LoadErrorKind::Create { plugin: manifest.name.clone(), said: source.to_string() },
     }
 }
 
-/// What a plugin says of its configuration, with the key instead of a column in JSON that the operator never saw.
 fn config_error(manifest: &Manifest, config: &RawValue, said: &str) -> LoadErrorKind {
-    let hint = nearest_in(said);
-    let (said, column) = said.rsplit_once(" at line 1 column ").unwrap_or((said, ""));
-    let mut keys = column.parse().map_or_else(|_| Vec::new(), |column| keys_at(config.get(), column));
-    // "unknown field `x`" names its key.
-    keys.pop_if(|key| said.contains(&format!("`{key}`")));
-    let place = if keys.is_empty() { String::new() } else { format!("{}: ", keys.join(".")) };
-    let message = format!("{place}{}", in_plain_words(said, "a table"));
+    let (message, hint) = explained(said, config.get(), "a table");
     LoadErrorKind::Config { plugin: manifest.name.clone(), message, hint }
-}
-
-/// The keys that lead to the byte of this number, from 1, of a JSON text without blanks.
-fn keys_at(json: &str, column: usize) -> Vec<&str> {
-    let mut keys = Vec::new();
-    let mut rest = 0..column.min(json.len());
-    while let Some(at) = rest.next() {
-        match json.as_bytes()[at] {
-            b'{' | b'[' => keys.push(None),
-            b'}' | b']' => drop(keys.pop()),
-            b'"' => {
-                let mut escaped = false;
-                let end = rest.find(|at| match json.as_bytes()[*at] {
-                    _ if escaped => {
-                        escaped = false;
-                        false
-                    }
-                    byte => {
-                        escaped = byte == b'\\';
-                        byte == b'"'
-                    }
-                });
-                if let (Some(end), Some(key)) = (end, keys.last_mut())
-                    && json.as_bytes().get(end + 1) == Some(&b':')
-                {
-                    *key = Some(&json[at + 1..end]);
-                }
-            }
-            _ => {}
-        }
-    }
-    keys.into_iter().flatten().collect()
 }
 
 /// The comparison of layouts is up to 28 KB long: it goes to the debug log, the message stays readable.
@@ -229,26 +189,4 @@ fn log_layout_dump(error: OpenError) -> OpenError {
         dump.lines().for_each(|line| tracing::debug!("layout comparison: {line}"));
     }
     error
-}
-
-#[cfg(test)]
-mod tests {
-    use super::keys_at;
-
-    #[test]
-    fn a_column_is_told_as_the_keys_that_lead_to_it() {
-        let json = r#"{"a":1,"\"b":[{"c":"d:\"{"},{"e":[2]}],"f":{}}"#;
-        for (before, keys) in [
-            (r#"{"a":1"#, &["a"][..]),
-            (r#"{"a":1,"\"b":[{"c":"d:\"{""#, &["\\\"b", "c"]),
-            (r#"{"a":1,"\"b":[{"c":"d:\"{"},{"e":[2"#, &["\\\"b", "e"]),
-            (r#"{"a":1,"\"b":[{"c":"d:\"{"},{"e":[2]}]"#, &["\\\"b"]),
-            (r#"{"a":1,"\"b":[{"c":"d:\"{"},{"e":[2]}],"f":{"#, &["f"]),
-            (json, &[]),
-        ] {
-            assert!(json.starts_with(before), "{before}");
-            assert_eq!(keys_at(json, before.len()), keys, "{before}");
-        }
-        assert!(keys_at(json, usize::MAX).is_empty());
-    }
 }

@@ -9,12 +9,12 @@ use qtasks_plugin_api::Trigger;
 use qtasks_plugin_api::abi::{ABI_MAJOR, ABI_MINOR};
 use qtasks_plugin_api::bounds::{self, BoundsError, MAX_MANIFEST_BYTES};
 use qtasks_plugin_api::manifest::{GLOBAL, SCHEMA_VERSION};
+use qtasks_plugin_api::nearest::nearest_trigger;
 use qtasks_plugin_api::note::{NOTE_OWNER, NOTE_TYPE};
 
 pub use qtasks_plugin_api::manifest::{Abi, HandlerEntry, Manifest, Mode, TaskEntry};
 
 use super::elf;
-use crate::nearest::nearest_trigger;
 
 /// Why a file has no manifest that this host can use.
 #[derive(Debug, thiserror::Error)]

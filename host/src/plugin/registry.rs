@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use qtasks_plugin_api::Trigger;
 use qtasks_plugin_api::manifest::{GLOBAL, Mode};
+use qtasks_plugin_api::nearest::nearest;
 
 use super::instance::Plugin;
 use super::settings::{AnswerMode, Triggers};
-use crate::nearest::nearest;
 
 /// One handler of one plugin, in its place.
 #[derive(Debug, Clone)]

@@ -5,11 +5,11 @@ use std::num::NonZeroU64;
 use std::time::Duration;
 
 use qtasks_plugin_api::Trigger;
+use qtasks_plugin_api::nearest::nearest_trigger;
 use serde::de::Unexpected;
 use serde::{Deserialize, Serialize};
 
 use super::trust::TrustSetting;
-use crate::nearest::nearest_trigger;
 
 /// Settings of one plugin. Everything has a default.
 ///

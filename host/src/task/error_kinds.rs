@@ -4,11 +4,11 @@
 
 use std::collections::BTreeMap;
 
+use qtasks_plugin_api::nearest::nearest;
 use qtasks_plugin_api::{CANCEL_ERROR, PANIC_ERROR, PLUGIN_ERROR};
 use serde::Deserialize;
 
 use super::command::COMMAND_ERROR;
-use crate::nearest::nearest;
 use crate::plugin::{CRASH_ERROR, DEADLINE_ERROR, TRIPPED_ERROR};
 
 /// Error kinds and their parents: `[error_kinds]`.

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use qtasks_plugin_api::bounds::{self, BoundsError};
+use qtasks_plugin_api::plain_words::in_plain_words;
 use qtasks_plugin_api::{TaskError, from_object};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::plain_words::in_plain_words;
 use crate::plugin::settings::usable;
 
 /// What a run of a task gives: its result as JSON text.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use qtasks_plugin_api::nearest::nearest;
 use qtasks_plugin_api::{Host, Init, TaskContext, TaskError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -13,7 +14,6 @@ use super::command::{CommandError, CommandTask};
 use super::function::{Body, TaskFunction, TaskLimits, async_body, generator_body, sync_body};
 use super::model::{TaskModelError, checked_name};
 use super::settings::TaskSettings;
-use crate::nearest::nearest;
 use crate::plugin::services::TracingServices;
 use crate::plugin::{LoadReport, Registry};
 

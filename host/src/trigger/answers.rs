@@ -7,12 +7,12 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use qtasks_plugin_api::fit::{Unfit, check_directive, replaced_keys};
+use qtasks_plugin_api::nearest::nearest;
 use qtasks_plugin_api::{Directive, ErrorBody, Trigger, bounds};
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::nearest::nearest;
 use crate::plugin::{AnswerMode, PluginIdentity};
 
 /// What the plugins answered together: the returnable kwargs as they left them, or what is to become of the task.

@@ -13,7 +13,7 @@ use abi_stable::std_types::{RResult, RStr, RString};
 use super::{AbiCall, AbiCompletion, AbiCreated, AbiHost, AbiOutcome, PluginModule, PluginModuleRef, kind};
 use crate::answer::Answer;
 use crate::config::PluginConfig;
-use crate::error::{Error, ErrorBody};
+use crate::error::{CONFIG_ERROR, Error, ErrorBody};
 use crate::event::Call;
 use crate::export::{Export, Run};
 use crate::guard::guard;
@@ -142,7 +142,7 @@ extern "C" fn create<P: Export, const LIBRARY: bool>(init: RStr<'_>, host: AbiHo
 fn create_instance<P: Export, const LIBRARY: bool>(init: &str, host: AbiHost) -> Result<Box<Instance<P>>, Error> {
     let init: Init = serde_json::from_str(init).map_err(|error| Error::msg(format_args!("unreadable init: {error}")))?;
     let config = P::Config::from_json(init.config.get())
-        .map_err(|error| Error::from_body(ErrorBody::new("ConfigError", error.to_string())))?;
+        .map_err(|error| Error::from_body(ErrorBody::new(CONFIG_ERROR, error.to_string())))?;
     let host = Host::new(RemoteHost(host), init);
     if LIBRARY {
         crate::logging::install(&host);

@@ -226,7 +226,7 @@ fn load(
     }
     let services = Remote { writer: Arc::clone(writer), max_level: Level::from_number(start.max_level) };
     let instance = module.create(&start.init, services).map_err(|error| match error {
-        qtasks_plugin_api::abi::loaded::CallError::Plugin(body) if body.kind == "ConfigError" => {
+        qtasks_plugin_api::abi::loaded::CallError::Plugin(body) if body.kind == qtasks_plugin_api::CONFIG_ERROR => {
             ("config".to_owned(), body.message)
         }
         error => ("create".to_owned(), error.to_string()),

@@ -1,20 +1,70 @@
 //! "Did you mean …": the nearest known name to one that was mistyped.
 
-use qtasks_plugin_api::Trigger;
+use crate::trigger::Trigger;
 
 /// `"; did you mean `x`?"`, or nothing when no known name is near.
-pub(crate) fn nearest<'a>(found: &str, known: impl IntoIterator<Item = &'a str>) -> String {
-    const NEAR: f64 = 0.75;
+#[must_use]
+pub fn nearest<'a>(found: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     known
         .into_iter()
-        .map(|name| (strsim::jaro_winkler(found, name), name))
+        .map(|name| (likeness(found, name), name))
         .filter(|(likeness, _)| *likeness >= NEAR)
         .max_by(|left, right| left.0.total_cmp(&right.0))
         .map_or_else(String::new, |(_, name)| format!("; did you mean `{name}`?"))
 }
 
+/// From this likeness on, a name may be meant.
+const NEAR: f64 = 0.75;
+
+/// How alike two names are, from 0 to 1: Jaro's measure, and Winkler's more for a common beginning. In constants, too.
+const fn likeness(found: &str, known: &str) -> f64 {
+    /// A name has a bit for each of its bytes.
+    const LONGEST: usize = u128::BITS as usize;
+    let (found, known) = (found.as_bytes(), known.as_bytes());
+    let longer = if found.len() > known.len() { found.len() } else { known.len() };
+    if found.is_empty() || known.is_empty() || longer > LONGEST {
+        return 0.0;
+    }
+    let apart = (longer / 2).saturating_sub(1);
+    let (mut in_found, mut in_known, mut common) = (0u128, 0u128, 0);
+    let mut at = 0;
+    while at < found.len() {
+        let mut other = at.saturating_sub(apart);
+        while other < known.len() && other <= at + apart {
+            if found[at] == known[other] && in_known >> other & 1 == 0 {
+                in_found |= 1 << at;
+                in_known |= 1 << other;
+                common += 1;
+                break;
+            }
+            other += 1;
+        }
+        at += 1;
+    }
+    if common == 0 {
+        return 0.0;
+    }
+    let mut swapped = 0;
+    while in_found != 0 {
+        if found[in_found.trailing_zeros() as usize] != known[in_known.trailing_zeros() as usize] {
+            swapped += 1;
+        }
+        in_found &= in_found - 1;
+        in_known &= in_known - 1;
+    }
+    let mut begins = 0;
+    while begins < 4 && begins < found.len() && begins < known.len() && found[begins] == known[begins] {
+        begins += 1;
+    }
+    let common = common as f64;
+    let kept = common - (swapped / 2) as f64;
+    let jaro = (common / found.len() as f64 + common / known.len() as f64 + kept / common) / 3.0;
+    jaro + 0.1 * begins as f64 * (1.0 - jaro)
+}
+
 /// The same for a name that is no trigger's: one where words were left out is nearest, and where none is near, it says where all are.
-pub(crate) fn nearest_trigger(found: &str) -> String {
+#[must_use]
+pub fn nearest_trigger(found: &str) -> String {
     const FEW: usize = 3;
     let known = || Trigger::ALL.iter().map(|trigger| trigger.name());
     let longer: Vec<String> = known().filter(|name| lacks_words(found, name)).map(|name| format!("`{name}`")).collect();
@@ -32,7 +82,8 @@ fn lacks_words(found: &str, name: &str) -> bool {
 }
 
 /// The same for serde's words "unknown field `x`, expected one of `a`, `b`": it names all that is known.
-pub(crate) fn nearest_in(message: &str) -> String {
+#[must_use]
+pub fn nearest_in(message: &str) -> String {
     if let Some(found) = message.strip_prefix("unknown trigger `").and_then(|rest| rest.split('`').next()) {
         return nearest_trigger(found);
     }
@@ -46,7 +97,23 @@ pub(crate) fn nearest_in(message: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{nearest, nearest_in, nearest_trigger};
+    use super::{likeness, nearest, nearest_in, nearest_trigger};
+
+    #[test]
+    fn likeness_is_that_of_jaro_and_winkler() {
+        for (found, known, expected) in [
+            ("martha", "marhta", 0.961),
+            ("dwayne", "duane", 0.840),
+            ("dixon", "dicksonx", 0.813),
+            ("same", "same", 1.0),
+            ("abc", "xyz", 0.0),
+            ("", "x", 0.0),
+            (&"x".repeat(129), "x", 0.0),
+        ] {
+            let likeness = likeness(found, known);
+            assert!((likeness - expected).abs() < 0.001, "{found} {known}: {likeness}");
+        }
+    }
 
     #[test]
     fn the_nearest_name_is_offered_and_a_strange_one_is_not() {
