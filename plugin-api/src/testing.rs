@@ -18,8 +18,9 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::time::SystemTime;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
@@ -41,7 +42,16 @@ pub struct TestHost<P> {
     recorded: Arc<Recorded>,
     data_dir: std::path::PathBuf,
     is_stopped: bool,
+    calls: Mutex<Calls>,
     plugin: PhantomData<fn() -> P>,
+}
+
+/// How calls are made.
+#[derive(Debug, Clone, Copy)]
+struct Calls {
+    attempt: u32,
+    attempts: u32,
+    deadline: Duration,
 }
 
 #[derive(Debug)]
@@ -95,7 +105,8 @@ impl<P: Export> TestHost<P> {
         };
         let instance = module.create(&init, Services(Arc::clone(&recorded))).map_err(|error| in_operators_words(error, &init))?;
         instance.start()?;
-        Ok(Self { instance, manifest, recorded, data_dir, is_stopped: false, plugin: PhantomData })
+        let calls = Mutex::new(Calls { attempt: 1, attempts: 1, deadline: Duration::MAX });
+        Ok(Self { instance, manifest, recorded, data_dir, is_stopped: false, calls, plugin: PhantomData })
     }
 
     /// The manifest, as an operator sees it.
@@ -127,7 +138,7 @@ impl<P: Export> TestHost<P> {
         self.fire(Trigger::TaskExecutorRunTaskTriggerError, &task.kwargs())
     }
 
-    /// Runs one of the plugin's tasks.
+    /// Runs one of the plugin's tasks: its first and last attempt, until [`set_attempt`](Self::set_attempt) says another.
     ///
     /// # Errors
     ///
@@ -142,8 +153,9 @@ impl<P: Export> TestHost<P> {
             .iter()
             .position(|task| task.name == name)
             .unwrap_or_else(|| panic!("{} has no task {name}", self.manifest.name));
+        let Calls { attempt, attempts, .. } = *self.calls();
         let input = json!({
-            "task": {"name": name, "uuid": UUID, "attempt": 1, "attempts": 1},
+            "task": {"name": name, "uuid": UUID, "attempt": attempt, "attempts": attempts},
             "args": args, "kwargs": kwargs,
         });
         let entry = self.manifest.handlers.len() + position;
@@ -158,6 +170,27 @@ impl<P: Export> TestHost<P> {
     fn call(&self, entry: usize, mode: Mode, name: &str, input: &str) -> Received {
         let id = NEXT_CALL.fetch_add(1, Ordering::Relaxed);
         let entry = u32::try_from(entry).expect("a plugin has few entries");
+        let Calls { deadline, .. } = *self.calls();
+        if deadline == Duration::MAX {
+            return self.call_as(id, entry, mode, name, input);
+        }
+        std::thread::scope(|scope| {
+            let (running, ended) = mpsc::channel::<()>();
+            scope.spawn(move || {
+                let mut wait = deadline;
+                // Again and again, since only a call that has begun can be cancelled.
+                while ended.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
+                    self.instance.cancel(id);
+                    wait = Duration::from_millis(1);
+                }
+            });
+            let received = self.call_as(id, entry, mode, name, input);
+            drop(running);
+            received
+        })
+    }
+
+    fn call_as(&self, id: u64, entry: u32, mode: Mode, name: &str, input: &str) -> Received {
         if mode != Mode::Async {
             return checked(self.instance.call(id, entry, name, input));
         }
@@ -179,6 +212,24 @@ impl<P: Export> TestHost<P> {
     /// Sets the time that the plugin sees; it begins at the Unix epoch.
     pub fn set_now(&self, now: SystemTime) {
         *self.recorded.now.lock().unwrap_or_else(PoisonError::into_inner) = now;
+    }
+
+    /// Sets which attempt of how many the tasks run in; it begins with the first of one. That of a handler's event is
+    /// [`RaisedTask::attempt`].
+    pub fn set_attempt(&self, attempt: u32, attempts: u32) {
+        let mut calls = self.calls();
+        (calls.attempt, calls.attempts) = (attempt, attempts);
+    }
+
+    /// Cancels each call, of a handler or a task, that runs for longer than this, as a host does at a deadline; it begins with none.
+    /// What is blocking learns of it and goes on, and what it comes to is given all the same. What is async is dropped, a failure of
+    /// the type `Cancelled`. What is inline is never cancelled.
+    pub fn set_deadline(&self, deadline: Duration) {
+        self.calls().deadline = deadline;
+    }
+
+    fn calls(&self) -> MutexGuard<'_, Calls> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The plugin's data directory; removed with the plugin.
@@ -503,6 +554,78 @@ mod tests {
         ] {
             assert_eq!(TestHost::<Configured>::start(config).expect_err(config).to_string(), said);
         }
+    }
+
+    struct Waits;
+
+    impl Plugin for Waits {
+        type Config = ();
+
+        fn create(_config: (), _host: Host) -> Result<Self, Error> {
+            Ok(Self)
+        }
+    }
+
+    impl Waits {
+        fn on_any(&self, event: crate::Event<'_>) -> &str {
+            while !event.cancel.is_cancelled() {
+                std::thread::yield_now();
+            }
+            "cancelled"
+        }
+
+        fn wait(&self, ctx: &crate::TaskContext, _args: (), _kwargs: ()) -> Result<i32, TaskError> {
+            while !ctx.is_cancelled() {
+                std::thread::yield_now();
+            }
+            Err("nobody waits any more")?
+        }
+
+        fn attempt(&self, ctx: &crate::TaskContext, _args: (), _kwargs: ()) -> Result<(u32, u32, bool), TaskError> {
+            Ok((ctx.attempt(), ctx.attempts(), ctx.is_last_attempt()))
+        }
+
+        #[cfg(feature = "async")]
+        async fn never(&self, _ctx: &crate::TaskContext, _args: (), _kwargs: ()) -> Result<i32, TaskError> {
+            std::future::pending().await
+        }
+    }
+
+    #[cfg(not(feature = "async"))]
+    crate::define_plugin! { plugin: Waits, handlers: { global => on_any }, tasks: { wait => wait, attempt => inline attempt } }
+    #[cfg(feature = "async")]
+    crate::define_plugin! {
+        plugin: Waits,
+        handlers: { global => on_any },
+        tasks: { wait => wait, attempt => inline attempt, never => async never },
+    }
+
+    #[test]
+    fn a_call_is_cancelled_at_its_deadline_and_gives_what_it_comes_to() {
+        let host = TestHost::<Waits>::start("{}").expect("it starts");
+        let raised = |name| host.run_task(name, &json!([]), &json!({})).expect_err("it is cancelled").to_string();
+        for deadline in [Duration::ZERO, Duration::from_millis(20)] {
+            let begun = std::time::Instant::now();
+            host.set_deadline(deadline);
+            assert_eq!(host.raise(&RaisedTask::new("t")).result(), Some(json!("cancelled")));
+            assert_eq!(raised("wait"), "Error: nobody waits any more");
+            assert!(begun.elapsed() >= 2 * deadline);
+            if cfg!(feature = "async") {
+                assert_eq!(raised("never"), "Cancelled: the call was cancelled before it ended");
+            }
+            assert!(host.run_task("attempt", &json!([]), &json!({})).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_task_runs_in_the_attempt_that_was_set() {
+        let host = TestHost::<Waits>::start("{}").expect("it starts");
+        let attempt = || host.run_task("attempt", &json!([]), &json!({})).expect("it runs");
+        assert_eq!(attempt(), json!([1, 1, true]));
+        host.set_attempt(1, 3);
+        assert_eq!(attempt(), json!([1, 3, false]));
+        host.set_attempt(3, 3);
+        assert_eq!(attempt(), json!([3, 3, true]));
     }
 
     #[test]
