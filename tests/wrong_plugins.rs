@@ -187,6 +187,19 @@ fn a_wrong_use_of_the_macro_is_one_error_that_says_what_is_expected() {
 }
 
 #[test]
+fn a_misspelt_trigger_is_told_the_nearest() {
+    for (found, words) in [
+        ("worker_strat", "no trigger is called `worker_strat`; did you mean `worker_start`? See `Trigger` for all names"),
+        ("task_executor_run_task_error", "did you mean `task_executor_run_task_trigger_error`?"),
+        ("zzz", "no trigger is called `zzz`: see `Trigger` for the names"),
+        (&"x".repeat(600), "no trigger is called `xxx"),
+    ] {
+        let errors = refusals("fn on(&self, _: Event<'_>) {}", &format!(", handlers: {{ {found} => on }}"));
+        assert!(errors.iter().any(|error| error.says(words)), "{found}: {:?}", errors[0].message);
+    }
+}
+
+#[test]
 fn a_task_is_named_as_it_can_be_asked_for() {
     let method = "fn run(&self, _: &TaskContext, _: (), _: ()) -> Result<i32, Error> { Ok(1) }";
     assert!(refusals(method, r#", tasks: { run => run, "my.task" => inline run }"#).is_empty());

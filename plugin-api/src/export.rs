@@ -337,13 +337,7 @@ macro_rules! __define_plugin {
                     priority: $priority,
                     handlers: &[$($(
                         (
-                            $crate::__private::known_trigger(
-                                ::core::stringify!($trigger),
-                                ::core::concat!(
-                                    "no trigger is called `", ::core::stringify!($trigger),
-                                    "`: see `Trigger` for the names; `global` is every trigger",
-                                ),
-                            ),
+                            $crate::__private::known_trigger(::core::stringify!($trigger)),
                             $crate::__mode!($($handler)+),
                         ),
                     )*)?],

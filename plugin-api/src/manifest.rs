@@ -5,6 +5,7 @@ use serde_json::value::RawValue;
 
 use crate::config::{Schema, plain_name};
 use crate::const_json::ConstJson;
+use crate::nearest::likest_trigger;
 use crate::trigger::{Trigger, same_text};
 
 /// The manifest's own format. A host refuses manifests of a higher number.
@@ -187,14 +188,28 @@ pub struct TaskEntry {
     pub mode: Mode,
 }
 
-/// Refuses, at compile time, a name that is no trigger, with `message`: a constant cannot put the name into one.
+/// Refuses, at compile time, a name that is no trigger, and says which is near.
 ///
 /// # Panics
 ///
 /// When it is none; in a constant that is an error of the compiler.
 #[must_use]
-pub const fn known_trigger(name: &'static str, message: &'static str) -> &'static str {
-    assert!(Trigger::from_name(name).is_some() || same_text(name, GLOBAL), "{}", message);
+pub const fn known_trigger(name: &'static str) -> &'static str {
+    if Trigger::from_name(name).is_none() && !same_text(name, GLOBAL) {
+        const ROOM: usize = 512;
+        let mut message = ConstJson::<ROOM>::new();
+        message.raw("no trigger is called `");
+        message.raw(name);
+        if let Some(near) = likest_trigger(name) {
+            message.raw("`; did you mean `");
+            message.raw(near.name());
+            message.raw("`? See `Trigger` for all names; `global` is every trigger");
+        } else {
+            message.raw("`: see `Trigger` for the names; `global` is every trigger");
+        }
+        let len = if message.len() < ROOM { message.len() } else { ROOM };
+        panic!("{}", text_of(message.into_bytes().split_at(len).0));
+    }
     name
 }
 

@@ -1,6 +1,6 @@
 //! "Did you mean …": the nearest known name to one that was mistyped.
 
-use crate::trigger::Trigger;
+use crate::trigger::{Trigger, same_text};
 
 /// `"; did you mean `x`?"`, or nothing when no known name is near.
 #[must_use]
@@ -62,6 +62,21 @@ const fn likeness(found: &str, known: &str) -> f64 {
     jaro + 0.1 * begins as f64 * (1.0 - jaro)
 }
 
+/// The trigger whose name is most like one that is none. In constants, too.
+pub(crate) const fn likest_trigger(found: &str) -> Option<Trigger> {
+    let (mut likest, mut most) = (None, NEAR);
+    let mut index = 0;
+    while index < Trigger::COUNT {
+        let trigger = Trigger::ALL[index];
+        let likeness = likeness(found, trigger.name()) + if lacks_words(found, trigger.name()) { 1.0 } else { 0.0 };
+        if likeness >= most {
+            (likest, most) = (Some(trigger), likeness);
+        }
+        index += 1;
+    }
+    likest
+}
+
 /// The same for a name that is no trigger's: one where words were left out is nearest, and where none is near, it says where all are.
 #[must_use]
 pub fn nearest_trigger(found: &str) -> String {
@@ -76,9 +91,28 @@ pub fn nearest_trigger(found: &str) -> String {
 }
 
 /// Whether all words of `found` stand in `name`, in their order.
-fn lacks_words(found: &str, name: &str) -> bool {
-    let mut words = name.split('_');
-    found.split('_').all(|word| words.any(|known| known == word))
+const fn lacks_words(found: &str, name: &str) -> bool {
+    let (mut word, mut left) = first_word(found);
+    let mut rest = Some(name);
+    while let Some(name) = rest {
+        let (known, after) = first_word(name);
+        if same_text(word, known) {
+            let Some(next) = left else { return true };
+            (word, left) = first_word(next);
+        }
+        rest = after;
+    }
+    false
+}
+
+/// The word that a name begins with, and the others.
+const fn first_word(name: &str) -> (&str, Option<&str>) {
+    let mut end = 0;
+    while end < name.len() && name.as_bytes()[end] != b'_' {
+        end += 1;
+    }
+    let (word, rest) = name.split_at(end);
+    (word, if rest.is_empty() { None } else { Some(rest.split_at(1).1) })
 }
 
 /// The same for serde's words "unknown field `x`, expected one of `a`, `b`": it names all that is known.
