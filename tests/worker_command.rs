@@ -1,7 +1,7 @@
 //! `qtasks-host worker`.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -10,6 +10,8 @@ use crate::support::redis::RedisServer;
 use crate::support::worker::{Project, Worker, let_go};
 use crate::support::{Place, assert_says};
 
+/// What a test waits for must come within this time, on the slowest machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// A command that waits until the test lets it go.
 const WAITS: &str = r#"tasks.waits.command = ["sh", "-c", "read line < go_on; echo 7"]"#;
 
@@ -331,6 +333,29 @@ fn a_second_signal_stops_at_once_and_the_task_comes_back() {
 }
 
 #[test]
+fn what_a_command_of_a_killed_worker_runs_ends_with_it() {
+    let project = Project::sqlite(&[]);
+    let started = project.place.fifo("started");
+    let holds = r#"tasks.holds.command = ["sh", "-c", "sleep 1000 & echo $$ $! > started; wait"]"#;
+    let worker = project.start(&[holds]);
+    project.add(&["holds"]);
+    let told = std::fs::read_to_string(started).expect("the command writes");
+    let processes: Vec<&str> = told.split_whitespace().collect();
+    assert_eq!(processes.len(), 2, "{told}");
+    worker.signal(Signal::KILL);
+    // Whoever inherits them may not have waited for them yet.
+    let runs = |pid: &&&str| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(')').is_some_and(|(_, state)| !state.trim_start().starts_with(['Z', 'X']))
+    };
+    let begun = Instant::now();
+    while processes.iter().any(|pid| runs(&pid)) {
+        assert!(begun.elapsed() < PATIENCE, "they run on: {told}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
 fn a_running_task_is_cancelled_through_its_worker() {
     let project = Project::sqlite(&[]);
     let go_on = project.place.fifo("go_on");
@@ -409,7 +434,7 @@ fn a_worker_removes_results_and_decisions_when_they_are_old() {
     assert_eq!(project.wait(&uuid)["returning"], 123);
     assert!(worker.stop().0.success());
     let worker = project.start(&["keep_results = 0.001", "keep_decisions = 0.001"]);
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     let is_gone = |words: &[&str], code, stdout| {
         let ended = project.client(words).end();
         (ended.code, &*ended.stdout) == (Some(code), stdout)

@@ -33,6 +33,7 @@ pub mod app;
 pub mod broker;
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod guest;
 pub mod plugin;
 pub mod queue_tasks;
 pub mod replacer;
@@ -48,7 +49,6 @@ pub mod worker;
 
 pub use app::{App, RunError, StartError};
 pub use plugin::Triggers;
-pub use plugin::process::guest;
 pub use private_dir::StateDirError;
 pub use queue_tasks::QueueTasks;
 pub use replacer::{ReplaceError, Replaced, Replacer};

@@ -63,7 +63,7 @@ pub struct Settings {
     /// Where verdicts, the quarantine and the data of plugins are; by default `qtasks-host` in the user's state directory.
     pub state_dir: PathBuf,
     /// What probes libraries, and isolates plugins: a `qtasks-host` binary. Without it the program itself, if it calls
-    /// [`guest::run_if_asked`] first in `main`.
+    /// [`guest::run_if_asked`](crate::guest::run_if_asked) first in `main`.
     pub guest_program: Option<PathBuf>,
     /// Whether library bytes that this host has never loaded are loaded in a process of their own first.
     pub probe: bool,

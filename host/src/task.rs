@@ -1,10 +1,11 @@
-//! Tasks: what they are ([`model`]), what runs them ([`function`], [`command`]), who knows them ([`registry`]), and the one run of
-//! one task with all its steps ([`executor`]).
+//! Tasks: what they are ([`model`]), what runs them ([`function`], [`command`] with its `guard`), who knows them ([`registry`]), and the
+//! one run of one task with all its steps ([`executor`]).
 
 pub mod command;
 pub mod error_kinds;
 pub mod executor;
 pub mod function;
+pub(crate) mod guard;
 pub mod middleware;
 pub mod model;
 pub mod registry;

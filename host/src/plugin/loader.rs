@@ -44,7 +44,7 @@ pub struct LoadPolicy {
     /// Each plugin's data directory is `STATE_DIR/plugins/NAME`; verdicts are in `STATE_DIR/verdicts`.
     pub state_dir: PathBuf,
     /// What is started as a guest to probe and to isolate: a `qtasks-host` binary, or a program that calls
-    /// [`run_if_asked`](super::process::guest::run_if_asked) first in `main`.
+    /// [`run_if_asked`](crate::guest::run_if_asked) first in `main`.
     pub guest_program: Option<PathBuf>,
     /// Whether bytes that this host has never loaded are loaded in a guest first. Without it a bad library may end the host.
     pub probe: bool,

@@ -8,12 +8,13 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use qtasks_plugin_api::{TaskError, TaskPluginTriggerError, bounds};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::Pid;
 use serde_json::json;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 
+use super::guard::Group;
 use super::model::{Returned, Task};
 use crate::shown::shown;
 
@@ -63,7 +64,8 @@ impl CommandTask {
             .process_group(0)
             .spawn();
         let mut child = spawned.map_err(|error| self.error(format!("cannot be started{}: {error}", self.looked_from())))?;
-        let group = Group::of(&child);
+        let leader = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        let group = leader.map(Group::led_by);
         let input = format!("{{\"args\": {}, \"kwargs\": {}}}\n", task.args, task.kwargs);
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let feed = async {
@@ -141,24 +143,6 @@ async fn tail(stream: Option<impl AsyncRead + Unpin>, kept: &mut Vec<u8>) {
         kept.extend_from_slice(&chunk[..read]);
         if kept.len() > KEPT_STDERR {
             kept.drain(..kept.len() - KEPT_STDERR);
-        }
-    }
-}
-
-/// The process group of a command, killed with all that is left in it.
-struct Group(Option<Pid>);
-
-impl Group {
-    fn of(child: &Child) -> Self {
-        Self(child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw))
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        if let Some(group) = self.0 {
-            // Gone already is as good as killed.
-            let _ = kill_process_group(group, Signal::KILL);
         }
     }
 }

@@ -59,20 +59,13 @@ pub(crate) struct Report {
     pub(crate) refused: Option<(String, String)>,
 }
 
-/// Runs this process as a guest if its arguments ask for it, and then does not return.
-///
-/// An application that loads plugin libraries calls this first in `main`, before it starts a thread. It is its own guest program then:
-/// what probes libraries, and isolates plugins, unless its settings name another one.
-pub fn run_if_asked() {
-    let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().is_some_and(|argument| argument == GUEST_ARGUMENT) && arguments.count() == 1 {
-        run();
-    }
-    RUNS_IF_ASKED.store(true, Ordering::Relaxed);
-}
-
 /// Whether this program has said that it runs as a guest. One that has not would run its own `main` instead.
 static RUNS_IF_ASKED: AtomicBool = AtomicBool::new(false);
+
+/// Notes that this program runs as a guest when it is asked to.
+pub(crate) fn runs_if_asked() {
+    RUNS_IF_ASKED.store(true, Ordering::Relaxed);
+}
 
 /// This program, if it is a guest when it is asked to be. As the one that runs: another may lie at its path by now.
 pub(crate) fn own_program() -> Option<PathBuf> {
@@ -80,7 +73,7 @@ pub(crate) fn own_program() -> Option<PathBuf> {
 }
 
 /// The guest, from begin to end.
-fn run() -> ! {
+pub(crate) fn run() -> ! {
     match serve() {
         Ok(()) => std::process::exit(0),
         Err(reason) => {
