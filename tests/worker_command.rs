@@ -282,6 +282,43 @@ fn a_worker_that_cannot_give_back_exits_with_70_and_its_task_runs_again() {
 }
 
 #[test]
+fn a_server_that_hangs_holds_up_the_end_of_a_worker_for_a_bounded_time() {
+    for let_end in [true, false] {
+        let Some(server) = RedisServer::start() else { return };
+        let project = Project::at(Place::new(), server.url(), &[]);
+        let go_on = project.place.fifo("go_on");
+        let uuid = project.add(&["waits"]);
+        let drain = if let_end { "drain_deadline = 30" } else { "drain_deadline = 0.05" };
+        let mut worker = project.start(&[WAITS, drain]);
+        let mut command = std::fs::OpenOptions::new().write(true).open(&go_on).expect("the command reads");
+        server.hang();
+        let begun = Instant::now();
+        worker.signal(Signal::TERM);
+        if let_end {
+            worker.read_until("finishing what runs");
+            std::io::Write::write_all(&mut command, b"go\n").expect("the command reads");
+        }
+        let (status, said) = worker.end();
+        // One wait for an answer alone may take ten seconds, and a drain 30.
+        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}: {said}", begun.elapsed());
+        assert_eq!(status.code(), Some(70), "{said}");
+        let told =
+            if let_end { "could not be recorded: 1; that could not be given back: 0" } else { "could not be given back: 1" };
+        assert_says(
+            &said,
+            &["the broker does not answer", told, "they come back when the lease is over"][usize::from(!let_end)..],
+        );
+        drop(command);
+        server.go_on();
+        let next = project.start(&[r#"tasks.waits.command = ["echo", "8"]"#, "lease = 0.3"]);
+        let returned = project.wait(&uuid)["returning"].clone();
+        // What was sent may still be done.
+        assert!(returned == 8 || (let_end && returned == 7), "{returned}");
+        assert!(next.stop().0.success());
+    }
+}
+
+#[test]
 fn a_worker_says_when_its_server_is_back() {
     let Some(mut server) = RedisServer::durable() else { return };
     let project = Project::at(Place::new(), server.url(), &[]);

@@ -13,13 +13,14 @@ mod upkeep;
 use std::collections::{HashMap, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use qtasks_plugin_api::Trigger;
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::broker::{Answer, BrokerError, Cancellation, Store, Taken, unix_now};
@@ -78,6 +79,9 @@ pub struct Worked {
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// First pause between attempts to reach a broker that is away.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// What ended may take this long to be recorded after the drain deadline, and the rest as long to be given back: half of the usual
+/// lease each, since a broker that hangs for all of it lets others run these tasks anyway.
+const LAST_WRITES: Duration = Duration::from_secs(5);
 /// Tasks are taken ahead for about this much work.
 const AHEAD: Duration = Duration::from_millis(20);
 
@@ -99,7 +103,8 @@ impl Worker {
     }
 
     /// Runs until the broker says that there will be no more tasks, or until it is stopped: then nothing more is taken, what runs has
-    /// the drain deadline to end, and the rest is given back to the broker.
+    /// the drain deadline to end, and the rest is given back to the broker. Where that does not answer, this gives up at most 10 seconds
+    /// after the drain deadline.
     ///
     /// Reports go to `reports`, each after it was recorded; when nobody receives them any more, the worker stops.
     ///
@@ -117,7 +122,8 @@ impl Worker {
         // In a set, so that it ends with this future, also where that is dropped.
         let mut upkeep = JoinSet::new();
         upkeep.spawn(upkeep::run(Arc::clone(&self.shared), self.settings, self.stop.clone()));
-        let (finishing, finisher) = finisher::start(Arc::clone(&self.shared), reports, self.stop.clone());
+        let give_up = Stop::default();
+        let (finishing, mut finisher) = finisher::start(Arc::clone(&self.shared), reports, self.stop.clone(), give_up.clone());
 
         let lanes = Lanes::new(Arc::clone(&self.shared), finishing, self.settings);
         // On a thread of the runtime, where the lanes are: a lane that ends need not wake whoever waits for this future. In a set for
@@ -134,23 +140,32 @@ impl Worker {
             }
             None => {}
         }
-        worked.not_recorded = finisher.await.unwrap_or_else(|error| {
+        let recorded = match timeout(LAST_WRITES, &mut finisher).await {
+            Ok(recorded) => recorded,
+            Err(_) => {
+                give_up.now();
+                finisher.await
+            }
+        };
+        worked.not_recorded = recorded.unwrap_or_else(|error| {
             tracing::error!("the finisher ended: {error}");
             1
         });
         let gone = upkeep.try_join_next();
         upkeep.shutdown().await;
-        match store.backend().detach().await {
-            Ok(given_back) => {
+        let not_told = match timeout(LAST_WRITES, store.backend().detach()).await {
+            Ok(Ok(given_back)) => {
                 worked.given_back += given_back;
                 worked.not_given_back = 0;
+                None
             }
-            Err(error) => {
-                tracing::error!(
-                    "the broker could not be told that this worker ends; what it has comes back when the lease is over: {}",
-                    chain(&error)
-                );
-            }
+            Ok(Err(error)) => Some(chain(&error)),
+            Err(_) => Some("it does not answer".to_owned()),
+        };
+        if let Some(why) = not_told {
+            tracing::error!(
+                "the broker could not be told that this worker ends; what it has comes back when the lease is over: {why}"
+            );
         }
         self.fire(Trigger::WorkerStop).await;
         store.stopped().await;
@@ -218,9 +233,10 @@ async fn work(
         }
     }
     drop(taking);
-    let given_back = lanes.give_back_waiting().await;
     let deadline = lanes.settings.drain_deadline;
-    if tokio::time::timeout(deadline, lanes.drain()).await.is_err() {
+    let begun = Instant::now();
+    let given_back = lanes.give_back_waiting(deadline).await;
+    if timeout(deadline.saturating_sub(begun.elapsed()), lanes.drain()).await.is_err() {
         tracing::warn!("tasks that still ran after {} s, and are to be given back: {}", deadline.as_secs_f64(), lanes.running());
     }
     Worked { given_back, not_given_back: lanes.left + lanes.running() as u64, not_recorded: 0 }
@@ -318,7 +334,7 @@ impl Lanes {
             let (shared, finishing) = (Arc::clone(&self.shared), self.finishing.clone());
             // In a box: it is large, and moves several times on its way to a thread.
             self.running.spawn(Box::pin(async move {
-                let begun = std::time::Instant::now();
+                let begun = Instant::now();
                 let ended = lane::run(&shared, taken, cancelled).await;
                 let took = begun.elapsed();
                 // The finisher outlives every lane.
@@ -380,21 +396,22 @@ impl Lanes {
         });
     }
 
-    /// Gives back what waits for a lane, so that other workers need not wait for what runs here. Gives how many.
-    async fn give_back_waiting(&mut self) -> u64 {
+    /// Gives back what waits for a lane, so that other workers need not wait for what runs here. Gives how many; none where the broker
+    /// does not answer within `longest`.
+    async fn give_back_waiting(&mut self, longest: Duration) -> u64 {
         let waiting: Vec<Taken> = self.suspects.drain(..).chain(self.waiting.drain(..)).collect();
         if waiting.is_empty() {
             return 0;
         }
         let count = waiting.len() as u64;
-        match self.shared.store.backend().give_back(waiting).await {
-            Ok(()) => count,
-            Err(error) => {
-                tracing::warn!("tasks that wait here are to be given back when this worker ends: {}", chain(&error));
-                self.left += count;
-                0
-            }
-        }
+        let why = match timeout(longest, self.shared.store.backend().give_back(waiting)).await {
+            Ok(Ok(())) => return count,
+            Ok(Err(error)) => chain(&error),
+            Err(_) => "the broker does not answer".to_owned(),
+        };
+        tracing::warn!("tasks that wait here are to be given back when this worker ends: {why}");
+        self.left += count;
+        0
     }
 
     /// Waits for all that runs.

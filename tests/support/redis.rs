@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use redis::{Connection, FromRedisValue, ToRedisArgs};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::skipped;
 
@@ -125,6 +126,20 @@ impl RedisServer {
         let mut monitor = Monitor(BufReader::new(stream));
         assert_eq!(monitor.line(), "+OK");
         monitor
+    }
+
+    /// SIGSTOP: it answers nobody, and who connects finds it there.
+    pub(crate) fn hang(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// SIGCONT, after a [`Self::hang`].
+    pub(crate) fn go_on(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("our own child");
     }
 
     /// SIGKILL.

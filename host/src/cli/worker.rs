@@ -42,9 +42,9 @@ use super::{log, runtime};
 /// Exits with 0 when all that ran has ended or was given back, with 130 after a second signal, with
 /// 70 when the broker cannot be used at the start, or its file was removed or replaced, or when a new
 /// version of a plugin hangs while it is loaded here, which is in quarantine then. A broker that goes
-/// away later is waited for; a worker that is stopped meanwhile tries a few times more, and exits with
-/// 70 when something could be neither recorded nor given back: it comes back when the lease is over,
-/// and runs again.
+/// away later is waited for; a worker that is stopped meanwhile tries on for at most 10 seconds after
+/// `drain_deadline`, and exits with 70 when something could be neither recorded nor given back: it
+/// comes back when the lease is over, and runs again.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct WorkerArguments {

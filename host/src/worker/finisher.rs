@@ -30,14 +30,16 @@ const WAITING: usize = 1024;
 /// Who is told afterwards.
 const TOLD: [Trigger; 2] = [Trigger::StorageRemoveFinishedTask, Trigger::WorkerExecuteAfter];
 
-/// Starts the finisher, which ends when the last sender is gone and everything is recorded. Gives how much of it could not be.
+/// Starts the finisher, which ends when the last sender is gone, and everything is recorded or, once `give_up` is asked, given up.
+/// Gives how much that was.
 pub(super) fn start(
     shared: Arc<Shared>,
     reports: Option<mpsc::Sender<TaskReport>>,
     stop: Stop,
+    give_up: Stop,
 ) -> (mpsc::Sender<Ended>, JoinHandle<u64>) {
     let (sender, receiver) = mpsc::channel(WAITING);
-    (sender, tokio::spawn(run(Arc::new(Finisher { shared, reports, stop }), receiver)))
+    (sender, tokio::spawn(run(Arc::new(Finisher { shared, reports, stop, give_up }), receiver)))
 }
 
 /// Batches on their way at the same time: while the broker works on one, the next is made ready.
@@ -47,6 +49,7 @@ struct Finisher {
     shared: Arc<Shared>,
     reports: Option<mpsc::Sender<TaskReport>>,
     stop: Stop,
+    give_up: Stop,
 }
 
 /// What became of a batch.
@@ -94,7 +97,7 @@ impl Finisher {
         let (finishes, reports): (Vec<Finish>, Vec<Option<TaskReport>>) =
             batch.into_iter().map(|ended| (ended.finish, ended.report)).unzip();
         let finishes: Arc<[Finish]> = finishes.into();
-        let Some(lost) = record(&self.shared, &finishes, &self.stop).await else {
+        let Some(lost) = record(&self.shared, &finishes, &self.give_up).await else {
             return Batch::GivenUp(finishes.len() as u64);
         };
         for lease in &lost {
@@ -140,37 +143,34 @@ impl Finisher {
     }
 }
 
-/// Records a batch; gives the leases that were lost. `None`: given up, since the worker was stopped while the broker is away.
-async fn record(shared: &Shared, batch: &Arc<[Finish]>, stop: &Stop) -> Option<Vec<Lease>> {
-    /// How often a stopped worker still tries.
-    const LAST_ATTEMPTS: u32 = 5;
-    let mut pause = FIRST_PAUSE;
-    let mut after_stop = 0;
-    loop {
-        let error = match shared.store.finish(Arc::clone(batch)).await {
-            Ok(lost) => return Some(lost),
-            Err(error) => error,
-        };
-        if stop.is_asked() {
-            after_stop += 1;
-            if after_stop == LAST_ATTEMPTS {
-                tracing::error!(
-                    "results that could not be recorded, whose tasks will run again: {}; {}",
-                    batch.len(),
-                    chain(&error)
-                );
-                return None;
-            }
+/// Records a batch; gives the leases that were lost. `None`: given up.
+async fn record(shared: &Shared, batch: &Arc<[Finish]>, give_up: &Stop) -> Option<Vec<Lease>> {
+    let mut last_error = None;
+    let recorded = async {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let error = match shared.store.finish(Arc::clone(batch)).await {
+                Ok(lost) => return lost,
+                Err(error) => error,
+            };
+            tracing::error!(
+                "results that cannot be recorded now: {}; trying again in {} s: {}",
+                batch.len(),
+                pause.as_secs_f64(),
+                chain(&error)
+            );
+            last_error = Some(error);
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
-        tracing::error!(
-            "results that cannot be recorded now: {}; trying again in {} s: {}",
-            batch.len(),
-            pause.as_secs_f64(),
-            chain(&error)
-        );
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
+    };
+    tokio::select! {
+        lost = recorded => return Some(lost),
+        () = give_up.wait() => {}
     }
+    let why = last_error.map_or_else(|| "the broker does not answer".to_owned(), |error| chain(&error));
+    tracing::error!("results that could not be recorded, whose tasks will run again: {}; {why}", batch.len());
+    None
 }
 
 async fn tell(shared: Arc<Shared>, record: Record, has_ended: bool) {
