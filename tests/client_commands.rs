@@ -212,6 +212,25 @@ fn tasks_that_may_have_been_added_are_named_when_no_answer_comes() {
 }
 
 #[test]
+fn tasks_that_were_added_and_could_not_be_printed_are_told() {
+    let project = Project::sqlite(&[]);
+    let add = |words: &str| {
+        let script = format!("exec \"$0\" task add {words} --broker {} > /dev/full", project.url);
+        Host::shell(&project.place, &script).end().expect_code(70).stderr
+    };
+    project.place.write("tasks.jsonl", "{\"task\": \"a\"}\n\n".repeat(700));
+    let said = add("--from tasks.jsonl");
+    let told = "tasks.jsonl:999: all tasks up to this line were added, the last 500 with no uuid printed; to add the rest, go on from line 1000";
+    assert_says(&said, &["cannot print: No space left", told]);
+    let listed = || project.client(&["task", "list", "--limit", "2000", "--json"]).end().expect_code(0).results();
+    assert_eq!(listed().len(), 500, "it does not go on unseen");
+    let said = add("one");
+    assert_says(&said, &["cannot print: No space left", "the task was added: "]);
+    let uuid = said.split_once("was added: ").expect("it is told").1.lines().next().expect("a uuid");
+    assert!(listed().iter().any(|record| record["uuid"] == uuid), "{uuid}");
+}
+
+#[test]
 fn what_a_plugin_set_aside_is_listed_and_requeued() {
     let project = Project::sqlite(&["scripted"]);
     let set_aside = "plugins.scripted.config.directive = { directive = 'dead_letter', reason = 'look at me' }";

@@ -29,7 +29,8 @@ const ROOM: usize = 8 << 20;
 ///     qtasks-host task add --from tasks.jsonl
 ///
 /// A task that was added is safe when its uuid is printed. Where the broker goes away before it
-/// answers, the command says on stderr which tasks may have been added all the same.
+/// answers, the command says on stderr which tasks may have been added all the same; where their
+/// uuids cannot be printed, which were added.
 ///
 /// A line of a file that is no task, or whose uuid is there already, is told on stderr with its
 /// number and the reason, and the others are added; the command exits with 3 then.
@@ -130,12 +131,13 @@ fn add_one(arguments: &AddArguments, task: Task) -> anyhow::Result<ExitStatus> {
     with_new_queue(&arguments.client, async |queue| {
         let uuid = task.uuid;
         let added = queue.add_task(record(task, arguments.delay)).await.inspect_err(|error| tell_if_open(&[uuid], error))?;
+        let tell_uuid = || tell(format_args!("qtasks-host: the task was added: {}\n", added.task.uuid));
         if !arguments.wait {
-            told(&[added], arguments.json)?;
+            told(std::slice::from_ref(&added), arguments.json).inspect_err(|_| tell_uuid())?;
             return Ok(ExitStatus::Success);
         }
         // Whatever happens to this command, the task can be asked for.
-        tell(format_args!("qtasks-host: the task was added: {}\n", added.task.uuid));
+        tell_uuid();
         let timeout = arguments.timeout.unwrap_or(Duration::MAX);
         match queue.wait(added.task.uuid, timeout).await? {
             Waited::Ended(record) => {
@@ -171,13 +173,22 @@ fn add_all(arguments: &AddArguments, input: Input) -> anyhow::Result<ExitStatus>
             if step.records.is_empty() {
                 break;
             }
+            // So that a person knows where to go on.
+            let told = |added: &[Record], input: &Input, last: u64| {
+                told(added, arguments.json).inspect_err(|_| {
+                    let count = added.len();
+                    let added = input
+                        .at(last, format_args!("all tasks up to this line were added, the last {count} with no uuid printed"));
+                    tell(format_args!("qtasks-host: {added}; to add the rest, go on from line {}\n", last + 1));
+                })
+            };
             match add_together(&queue, &step.records).await {
-                Ok(added) => told(&added, arguments.json)?,
+                Ok(added) => told(&added, &input, input.number())?,
                 // One by one, so that what is there already is refused alone: the same file can be added once more to its end.
                 Err(error) if is_known(&error) => {
                     for (record, number) in step.records.into_iter().zip(step.numbers) {
                         match add_together(&queue, &[record]).await {
-                            Ok(added) => told(&added, arguments.json)?,
+                            Ok(added) => told(&added, &input, number)?,
                             Err(error) if is_known(&error) => {
                                 refused += 1;
                                 tracing::error!("{}", input.at(number, error.kind));
