@@ -140,7 +140,7 @@ fn a_client_finds_the_file_of_tasks_in_the_state_directory_that_it_is_told_and_l
     assert!(place.path("here/tasks.db").exists());
     assert_says(&client(&["task", "list"]), &[uuid.trim_end()]);
     let loud = Host::new(&place).args(["task", "list", "--state-dir", "here", "--log", "loud"]).end().expect_code(2);
-    assert_says(&loud.stderr, &["setting `log` is \"loud\"", "is no level"]);
+    assert_says(&loud.stderr, &["--log: log is \"loud\"", "is no level"]);
 }
 
 #[test]

@@ -3,11 +3,12 @@
 use std::io::Read;
 use std::time::Duration;
 
-use qtasks_host::{StartError, Status};
+use qtasks_host::task::TaskSettings;
+use qtasks_host::{App, Settings, StartError, Status};
 use serde_json::{Value, json};
 
 use crate::support::app::Started;
-use crate::support::{TestApp, assert_says, returning, value_of};
+use crate::support::{Place, TestApp, assert_says, returning, value_of};
 
 /// An application with the shell script as task `script`.
 async fn script(script: &str, plugins: &[&str]) -> Started {
@@ -108,9 +109,12 @@ async fn a_relative_path_of_a_command_is_told_with_where_it_was_looked_for() {
 
 #[tokio::test]
 async fn a_command_without_words_is_no_setting() {
-    for words in ["[]", "['']"] {
-        let (_place, started) = TestApp::with(&[]).set(format!("tasks.nothing.command = {words}")).try_start_with(|_| ()).await;
-        let error = started.expect_err("the application does not start");
+    for words in [vec![], vec![String::new()]] {
+        let place = Place::new();
+        let nothing = TaskSettings { command: Some(words), ..TaskSettings::default() };
+        let tasks = [("nothing".to_owned(), nothing)].into();
+        let settings = Settings { state_dir: place.state(), tasks, ..Settings::default() };
+        let error = App::new(settings).start().await.expect_err("the application does not start");
         assert!(matches!(error, StartError::Tasks(_)), "{error:?}");
         assert_eq!(error.to_string(), "[tasks.nothing]");
         assert_says(

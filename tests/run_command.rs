@@ -345,6 +345,17 @@ fn a_mistake_in_the_settings_file_is_told_by_line_with_the_nearest_key() {
         &["settings file ", "settings.toml: ", "line 4", "unknown field `priorty`", "did you mean `priority`?"],
     );
     assert_eq!(ended.stdout, "");
+    for (wrong, said) in [
+        ("concurrency = 0", "concurrency is 0; expected at least 1"),
+        ("name = ''", "name is \"\"; expected at least one character"),
+        ("log = 'loud'", "log is \"loud\": \"loud\" is no level"),
+        ("[tasks.a]\ncommand = []", "`command` is empty"),
+    ] {
+        let config = place.write("settings.toml", wrong);
+        let ended = Host::run(&place).arg("--config").arg(&config).end().expect_code(2);
+        let line = format!("line {}", wrong.lines().count());
+        assert_says(&ended.stderr, &["settings file ", "settings.toml: ", &line, said]);
+    }
 }
 
 #[test]
@@ -370,15 +381,15 @@ fn wrong_settings_are_exit_code_2_and_name_their_flag() {
     assert_says(&ended(|host| host.set("plugins.fallback.triggers=[\"worker_strat\"]")), &["did you mean `worker_start`?"]);
     assert_says(&ended(|host| host.set("plugins.fallbck.priority=1")), &["no plugin of this name", "did you mean `fallback`?"]);
     assert_says(&ended(|host| host.set("tasks.x.attempts=1")), &["[tasks.x]: nobody provides a task of this name"]);
-    assert_says(&ended(|host| host.set("tasks.x.command=[]")), &["[tasks.x]: `command` is empty"]);
+    assert_says(&ended(|host| host.set("tasks.x.command=[]")), &["--set tasks.x.command=[]: `command` is empty"]);
     assert_says(
         &ended(|host| host.args(["--config", "gone.toml"])),
         &["cannot read the settings file gone.toml", "No such file"],
     );
-    assert_says(&ended(|host| host.args(["--log", "plugin=loud"])), &["setting `log` is \"plugin=loud\"; expected error, warn"]);
+    assert_says(&ended(|host| host.args(["--log", "plugin=loud"])), &["--log: log is \"plugin=loud\"; expected error, warn"]);
     assert_says(
         &ended(|host| host.args(["--log", "warn,plugn"])),
-        &["setting `log` is \"warn,plugn\": \"plugn\" is no level; expected off, error, warn", "plugn=debug"],
+        &["--log: log is \"warn,plugn\": \"plugn\" is no level; expected off, error, warn", "plugn=debug"],
     );
     assert_says(
         &ended(|host| host.env("TOKIO_WORKER_THREADS", "0")),

@@ -1,5 +1,7 @@
 //! The operator's settings: `qtasks-host.toml`.
 
+mod values;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -84,8 +86,10 @@ pub struct Settings {
     /// Where tasks wait and results stay; `None` is `tasks.db` in `state_dir`.
     pub broker: Option<BrokerUrl>,
     /// The project.
+    #[serde(deserialize_with = "values::name")]
     pub name: String,
     /// Tasks that run at once.
+    #[serde(deserialize_with = "values::concurrency")]
     pub concurrency: usize,
     /// Tasks that a worker takes ahead at most.
     pub prefetch: usize,
@@ -119,6 +123,7 @@ pub struct Settings {
     /// Which failures the plugins are asked about.
     pub intercept: Intercept,
     /// What is logged.
+    #[serde(deserialize_with = "values::log")]
     pub log: String,
     /// By plugin name.
     #[serde(deserialize_with = "tables")]
@@ -238,14 +243,6 @@ pub enum SettingsError {
         /// The nearest known key, as words.
         hint: String,
     },
-    /// No task could ever run.
-    #[error("concurrency is 0; expected at least 1")]
-    Concurrency,
-    /// A name that would be mixed up with keys of this program.
-    #[error(
-        "name is {0:?}; expected at least one character, no `:`, and not \"qtasks-host\", which is the prefix of this program's own keys"
-    )]
-    Name(String),
     /// Where this program's own files would lie is nobody's, or somebody else's.
     #[error(transparent)]
     StateDir(#[from] StateDirError),
@@ -287,12 +284,6 @@ impl Settings {
             message: in_plain_words(error.message(), "a table"),
             hint: nearest_in(error.message()),
         })?;
-        if settings.concurrency == 0 {
-            return Err(SettingsError::Concurrency);
-        }
-        if settings.name.is_empty() || settings.name.contains(':') || settings.name == "qtasks-host" {
-            return Err(SettingsError::Name(settings.name));
-        }
         // A client of a server needs none.
         if !settings.state_dir.as_os_str().is_empty() || settings.broker.is_none() || settings.plugin_dir.is_some() {
             private_dir::check(&settings.state_dir)?;
@@ -445,7 +436,9 @@ mod tests {
             ("max_losses = 0", "found 0 losses; expected at least 1"),
             ("plugins.a.memory_mib = 31", "found 31 MiB; expected at least 32"),
             ("intercept = 'al'", "did you mean `all`?"),
-            ("concurrency = 0", "expected at least 1"),
+            ("concurrency = 0", "--set concurrency = 0: concurrency is 0; expected at least 1"),
+            ("log = 'loud'", "--set log = 'loud': log is \"loud\": \"loud\" is no level; expected off, error, warn"),
+            ("tasks.a.command = []", "--set tasks.a.command = []: `command` is empty; expected the program and its arguments"),
             ("concurrency = -1", "integer `-1`, expected a whole number from 0 on"),
             ("max_losses = 'x'", r#"string "x", expected a whole number from 0 to 4294967295"#),
             ("max_time = 'x'", r#"string "x", expected a number"#),
@@ -492,7 +485,8 @@ mod tests {
     fn a_project_has_a_name_that_no_key_is_mixed_up_with() {
         for name in ["", "a:b", "qtasks-host"] {
             let error = given(&[&format!("name = '{name}'")]).expect_err("a name that is none").to_string();
-            assert!(error.contains(&format!("name is {name:?}; expected at least one character")), "{error}");
+            let said = format!("--set name = '{name}': name is {name:?}; expected at least one character");
+            assert!(error.starts_with(&said), "{error}");
         }
         assert_eq!(given(&["name = 'qtasks'"]).expect("a good name").name, "qtasks");
     }

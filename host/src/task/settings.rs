@@ -5,6 +5,8 @@ use std::time::Duration;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::command::CommandTask;
+
 /// Settings of one task. With `command`, the task is the command; else it is the application's or a plugin's task of this name.
 ///
 /// ```toml
@@ -21,6 +23,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 #[serde(deny_unknown_fields, default)]
 pub struct TaskSettings {
     /// Program and arguments. Only what stands here can run; nothing of a task's input chooses a program.
+    #[serde(deserialize_with = "command")]
     pub command: Option<Vec<String>>,
     /// Longest time for one attempt.
     #[serde(deserialize_with = "optional_seconds")]
@@ -52,6 +55,12 @@ pub enum Intercept {
     PluginErrors,
     /// Every failure: errors, panics, time-outs, exit statuses.
     All,
+}
+
+fn command<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
+    let words = Vec::<String>::deserialize(deserializer)?;
+    CommandTask::new(&words).map_err(D::Error::custom)?;
+    Ok(Some(words))
 }
 
 /// No delay at all is one, too.
