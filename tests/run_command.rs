@@ -318,6 +318,18 @@ fn a_configuration_that_nobody_reads_is_told() {
 }
 
 #[test]
+fn limits_that_would_not_hold_are_told() {
+    let place = place(&["scripted"]);
+    let host = || Host::run(&place).set("plugins.scripted.memory_mib=64").set("plugins.scripted.processes=false");
+    let told = host().end().expect_code(0).stderr;
+    let said = "[plugins.scripted] memory_mib, processes: only a process of its own has limits; expected isolation = \"process\"";
+    assert_says(&told, &["WARN", said]);
+    let good =
+        host().set("plugins.scripted.memory_mib=512").set("plugins.scripted.isolation=process").end().expect_code(0).stderr;
+    assert!(!good.contains("has limits"), "{good}");
+}
+
+#[test]
 fn retries_that_would_never_happen_are_told() {
     let place = place(&["scripted"]);
     let misspelt = Host::run(&place).set("tasks.echo.retry_on=['TimeoutErorr']").end().expect_code(0).stderr;

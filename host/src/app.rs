@@ -348,6 +348,7 @@ impl App {
         let tasks = tasks
             .complete(&registry, &settings.tasks, &settings.state_dir, may_be_missing)?
             .with_reports(&loaded.reports, settings.safe_mode);
+        warn_of_limits(&settings);
         warn_of_retries(&settings, &tasks);
         warn_of_configurations(&settings, &tasks);
         let dispatcher = Arc::new(Dispatcher::new(registry, &settings.triggers));
@@ -380,6 +381,19 @@ fn check_names(settings: &Settings, loaded: &Loaded, linked_names: &[String]) ->
         tracing::warn!("[plugins.{name}]: no plugin of this name was found in {place}{hint}");
     }
     Ok(())
+}
+
+/// Limits that would silently not hold.
+fn warn_of_limits(settings: &Settings) {
+    for (name, plugin) in &settings.plugins {
+        let keys = plugin.limits_without_a_process();
+        if !keys.is_empty() {
+            let keys = keys.join(", ");
+            tracing::warn!(
+                "[plugins.{name}] {keys}: only a process of its own has limits; expected isolation = \"process\" beside it"
+            );
+        }
+    }
 }
 
 /// Retries that would silently never happen.

@@ -435,6 +435,7 @@ mod tests {
             ("max_attempts = 0", "found 0 attempts; expected at least 1"),
             ("max_losses = 0", "found 0 losses; expected at least 1"),
             ("plugins.a.memory_mib = 31", "found 31 MiB; expected at least 32"),
+            ("plugins.a.memory_mib = 17592186044416", "found 17592186044416 MiB; expected at most 134217728"),
             ("intercept = 'al'", "did you mean `all`?"),
             ("concurrency = 0", "--set concurrency = 0: concurrency is 0; expected at least 1"),
             ("log = 'loud'", "--set log = 'loud': log is \"loud\": \"loud\" is no level; expected off, error, warn"),

@@ -22,7 +22,7 @@ use super::process::sandbox::Limits;
 use super::process::spawn::GuestError;
 use super::process::supervisor::Isolated;
 use super::services::TracingServices;
-use super::settings::{Isolation, PluginSettings};
+use super::settings::{Isolation, MOST_MEMORY_MIB, PluginSettings, USUAL_MEMORY_MIB};
 use super::start_watch::Step;
 use super::verdicts::{Subject, Verdicts};
 use crate::private_dir;
@@ -91,12 +91,12 @@ impl Loader<'_> {
                 purpose: Purpose::Serve,
                 manifest: text,
                 limits: Limits {
-                    memory_bytes: settings.memory_mib.saturating_mul(1 << 20),
+                    memory_bytes: settings.memory_mib.unwrap_or(USUAL_MEMORY_MIB).min(MOST_MEMORY_MIB) << 20,
                     cpu_seconds: settings.cpu_seconds.map(NonZeroU64::get),
                     descriptors: 1024,
                     writable: Some(init.data_dir.clone()),
                     network: true,
-                    processes: settings.processes,
+                    processes: settings.processes.unwrap_or_default(),
                 },
                 init,
                 max_level: TracingServices::new("".into()).max_level() as u32,

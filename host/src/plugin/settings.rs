@@ -46,13 +46,14 @@ pub struct PluginSettings {
     pub answers: BTreeMap<Trigger, AnswerMode>,
     /// Where its code runs.
     pub isolation: Isolation,
-    /// Address space of its own process, in MiB; [`LEAST_MEMORY_MIB`] at least.
+    /// Address space of its own process, in MiB, from [`LEAST_MEMORY_MIB`] to [`MOST_MEMORY_MIB`]; `None` is
+    /// [`USUAL_MEMORY_MIB`].
     #[serde(deserialize_with = "memory_mib")]
-    pub memory_mib: u64,
+    pub memory_mib: Option<u64>,
     /// Processor time in one life of its own process, in seconds: then it is ended, which counts as a crash, and started again.
     pub cpu_seconds: Option<NonZeroU64>,
-    /// Whether its own process may start others.
-    pub processes: bool,
+    /// Whether its own process may start others; `None` is `false`.
+    pub processes: Option<bool>,
     /// Longest time for it to be created and started; in a process of its own, to be loaded as well.
     #[serde(deserialize_with = "seconds")]
     pub start_deadline: Duration,
@@ -74,9 +75,9 @@ impl Default for PluginSettings {
             deadline: Duration::from_secs(5),
             answers: BTreeMap::new(),
             isolation: Isolation::InProcess,
-            memory_mib: 4096,
+            memory_mib: None,
             cpu_seconds: None,
-            processes: false,
+            processes: None,
             start_deadline: Duration::from_secs(10),
             trust: TrustSetting::Enforce,
             side_effects: SideEffects::Refuse,
@@ -86,6 +87,17 @@ impl Default for PluginSettings {
 }
 
 impl PluginSettings {
+    /// Which limits of a process of its own it is given, and does not have, since it runs in the host.
+    pub(crate) fn limits_without_a_process(&self) -> Vec<&'static str> {
+        let given = [
+            ("memory_mib", self.memory_mib.is_some()),
+            ("cpu_seconds", self.cpu_seconds.is_some()),
+            ("processes", self.processes.is_some()),
+        ];
+        let ignored = given.into_iter().filter(|(_, given)| *given && self.isolation == Isolation::InProcess);
+        ignored.map(|(key, _)| key).collect()
+    }
+
     /// Whether bytes may run although loading them changes their process. One that is the plugin's own may be changed.
     pub(super) fn admits_side_effects(&self) -> bool {
         self.side_effects == SideEffects::Admit || self.isolation == Isolation::Process
@@ -198,13 +210,20 @@ pub(crate) fn config<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Resul
 
 /// What the process of a small plugin needs to come up, in MiB of address space.
 pub const LEAST_MEMORY_MIB: u64 = 32;
+/// What the process of a plugin gets where nobody says how much, in MiB of address space.
+pub const USUAL_MEMORY_MIB: u64 = 4096;
+/// All the address space that a process has, 128 TiB, in MiB: more would be no limit.
+pub const MOST_MEMORY_MIB: u64 = 1 << 27;
 
-fn memory_mib<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+fn memory_mib<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     match u64::deserialize(deserializer)? {
+        much if much > MOST_MEMORY_MIB => Err(serde::de::Error::custom(format!(
+            "found {much} MiB; expected at most {MOST_MEMORY_MIB}, which is all that a process can address"
+        ))),
         little if little < LEAST_MEMORY_MIB => Err(serde::de::Error::custom(format!(
             "found {little} MiB; expected at least {LEAST_MEMORY_MIB}, without which no process of a plugin comes up"
         ))),
-        enough => Ok(enough),
+        enough => Ok(Some(enough)),
     }
 }
 
