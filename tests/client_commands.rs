@@ -88,6 +88,23 @@ fn whoever_waits_for_a_task_waits_on_while_the_server_is_away() {
 }
 
 #[test]
+fn whoever_begins_to_wait_while_the_server_is_away_waits_for_that_too() {
+    let Some(mut server) = RedisServer::durable() else { return };
+    let project = Project::at(Place::new(), server.url(), &[]);
+    let uuid = project.add(&["a"]);
+    server.kill();
+    let get = |words: &[&str]| project.client(&[&["task", "get", &uuid], words].concat());
+    assert_says(&get(&[]).end().expect_code(70).stderr, &["cannot be reached"]);
+    assert_says(&get(&["--wait", "--timeout", "0.1"]).end().expect_code(70).stderr, &["trying again", "cannot be reached"]);
+    let mut waits = Worker::begin(get(&["--wait"]));
+    assert_says(&waits.read_until("trying again"), &["cannot be reached"]);
+    server.restart();
+    let worker = project.start(&[r#"tasks.a.command = ["echo", "7"]"#]);
+    assert!(waits.end().0.success());
+    assert!(worker.stop().0.success());
+}
+
+#[test]
 fn a_server_that_stays_away_until_the_timeout_is_told_with_the_uuid() {
     let Some(mut server) = RedisServer::start() else { return };
     let project = Project::at(Place::new(), server.url(), &[]);

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::broker::Component;
 use crate::broker::answered::{fields_in, fields_of, replace, replace_whole};
-use crate::broker::{BrokerError, BrokerErrorKind, Cancelled, GlobalConfig, Record, Requeued, Store, last_retry};
+use crate::broker::{BrokerError, Cancelled, GlobalConfig, Record, Requeued, Store, last_retry};
 use crate::shown::chain;
 use crate::trigger::Dispatched;
 use crate::worker::Stop;
@@ -236,7 +236,7 @@ impl QueueTasks {
             match self.look(&mut uuid, left.is_zero()).await {
                 Ok(Some(waited)) => return Ok(waited),
                 Ok(None) => pause = FIRST_PAUSE,
-                Err(error) if is_away(&error) && !left.is_zero() => {
+                Err(error) if error.is_away() && !left.is_zero() => {
                     // Said once.
                     if pause == FIRST_PAUSE {
                         tracing::warn!("nobody can tell now what became of the task, trying again: {}", chain(&error));
@@ -341,9 +341,4 @@ impl QueueTasks {
     async fn fire(&self, trigger: Trigger, kwargs: &(impl Serialize + Sync)) -> Dispatched {
         self.store.dispatcher().fire(trigger, kwargs).await
     }
-}
-
-/// Whether a broker that cannot be read now may be read later with nobody doing anything about it.
-fn is_away(error: &BrokerError) -> bool {
-    matches!(error.kind, BrokerErrorKind::Unreachable | BrokerErrorKind::Locked(_))
 }

@@ -91,6 +91,12 @@ impl BrokerError {
         use BrokerErrorKind::{Closed, Other, Unreachable};
         matches!(self.kind, Unreachable | Closed | Other)
     }
+
+    /// Whether the same may go well later, with nobody doing anything about it.
+    #[must_use]
+    pub fn is_away(&self) -> bool {
+        matches!(self.kind, BrokerErrorKind::Unreachable | BrokerErrorKind::Locked(_))
+    }
 }
 
 #[cfg(test)]

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use indicatif::ProgressBar;
-use qtasks_host::broker::{BrokerUrl, Store, open};
+use qtasks_host::broker::{Backend, BrokerError, BrokerSettings, BrokerUrl, Store, open};
 use qtasks_host::plugin::Registry;
 use qtasks_host::queue_tasks::QueueTasks;
 use qtasks_host::trigger::Dispatcher;
@@ -21,9 +22,21 @@ pub(crate) fn with_queue<T, F>(flags: &ClientFlags, work: impl FnOnce(QueueTasks
 where
     F: Future<Output = anyhow::Result<T>>,
 {
+    with_queue_within(flags, Duration::ZERO, work)
+}
+
+/// The same, and a broker that is away is waited for, for so long.
+pub(crate) fn with_queue_within<T, F>(
+    flags: &ClientFlags,
+    patience: Duration,
+    work: impl FnOnce(QueueTasks) -> F,
+) -> anyhow::Result<T>
+where
+    F: Future<Output = anyhow::Result<T>>,
+{
     let settings = flags.settings()?;
     check_there(&settings)?;
-    work_with(settings, work)
+    work_with(settings, patience, work)
 }
 
 /// Where there is no file of tasks, whoever only looks makes none.
@@ -56,15 +69,15 @@ pub(crate) fn check_shared(settings: &Settings) -> Result<(), UsageError> {
     }
 }
 
-/// The same, and the file is made where there is none.
+/// Runs `work` with the project's tasks, whose file is made where there is none.
 pub(crate) fn with_new_queue<T, F>(flags: &ClientFlags, work: impl FnOnce(QueueTasks) -> F) -> anyhow::Result<T>
 where
     F: Future<Output = anyhow::Result<T>>,
 {
-    work_with(flags.settings()?, work)
+    work_with(flags.settings()?, Duration::ZERO, work)
 }
 
-fn work_with<T, F>(settings: Settings, work: impl FnOnce(QueueTasks) -> F) -> anyhow::Result<T>
+fn work_with<T, F>(settings: Settings, patience: Duration, work: impl FnOnce(QueueTasks) -> F) -> anyhow::Result<T>
 where
     F: Future<Output = anyhow::Result<T>>,
 {
@@ -73,8 +86,27 @@ where
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
     runtime.block_on(async {
         let broker = settings.broker();
-        let backend = open(&broker).await?;
+        let backend = open_within(&broker, patience).await?;
         let nobody = Dispatcher::new(Registry::default(), &BTreeMap::new());
         work(QueueTasks::new(Arc::new(Store::new(backend, Arc::new(nobody), broker.name)))).await
     })
+}
+
+async fn open_within(broker: &BrokerSettings, patience: Duration) -> Result<Arc<dyn Backend>, BrokerError> {
+    const PAUSE: Duration = Duration::from_millis(500);
+    let (begun, mut told) = (Instant::now(), false);
+    loop {
+        let error = match open(broker).await {
+            Err(error) if error.is_away() => error,
+            opened => return opened,
+        };
+        let left = patience.saturating_sub(begun.elapsed());
+        if left.is_zero() {
+            return Err(error);
+        }
+        if !std::mem::replace(&mut told, true) {
+            tracing::warn!("nobody can tell now what became of the task, trying again: {error}");
+        }
+        tokio::time::sleep(PAUSE.min(left)).await;
+    }
 }

@@ -5,14 +5,14 @@ mod show;
 
 pub(crate) use show::ago;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand, ValueEnum};
 use qtasks_host::broker::{Cancelled, Filter, Requeued, TaskStatus};
 use qtasks_host::queue_tasks::{QueueTasks, Waited};
 use uuid::Uuid;
 
-use super::client::with_queue;
+use super::client::{with_queue, with_queue_within};
 use super::exit_code::ExitStatus;
 use super::output::{print, print_json, print_json_lines, tell};
 use super::settings_flags::{ClientFlags, number_of_seconds};
@@ -43,7 +43,7 @@ pub(crate) struct GetArguments {
     /// The task.
     #[arg(value_parser = task_uuid)]
     uuid: Uuid,
-    /// Wait until it has ended.
+    /// Wait until it has ended, also while the broker is away.
     #[arg(long)]
     wait: bool,
     /// Wait at most so long [default: for ever].
@@ -206,9 +206,11 @@ pub(super) fn run(command: TaskCommand) -> anyhow::Result<ExitStatus> {
 }
 
 fn get(arguments: &GetArguments) -> anyhow::Result<ExitStatus> {
-    with_queue(&arguments.client, async |queue| {
+    let timeout = arguments.timeout.unwrap_or(Duration::MAX);
+    let (begun, patience) = (Instant::now(), if arguments.wait { timeout } else { Duration::ZERO });
+    with_queue_within(&arguments.client, patience, async |queue| {
         if arguments.wait {
-            return wait(&queue, arguments.uuid, arguments.timeout, arguments.json).await;
+            return wait(&queue, arguments.uuid, timeout.saturating_sub(begun.elapsed()), arguments.json).await;
         }
         let Some(record) = queue.get(arguments.uuid).await? else { return unknown(arguments.uuid) };
         show::record(&record, arguments.json)?;
@@ -217,8 +219,8 @@ fn get(arguments: &GetArguments) -> anyhow::Result<ExitStatus> {
 }
 
 /// Waits for a task, and prints it.
-async fn wait(queue: &QueueTasks, uuid: Uuid, timeout: Option<Duration>, json: bool) -> anyhow::Result<ExitStatus> {
-    match queue.wait(uuid, timeout.unwrap_or(Duration::MAX)).await? {
+async fn wait(queue: &QueueTasks, uuid: Uuid, timeout: Duration, json: bool) -> anyhow::Result<ExitStatus> {
+    match queue.wait(uuid, timeout).await? {
         Waited::Ended(record) => {
             show::record(&record, json)?;
             Ok(if record.status == TaskStatus::Error { ExitStatus::TasksFailed } else { ExitStatus::Success })
