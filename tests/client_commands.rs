@@ -505,7 +505,7 @@ fn a_task_that_is_none_is_told_before_anything_is_added() {
         (&["a", "--args", "{}"], "args is {}; expected a JSON list"),
         (&["a", "--kwargs", "[}"], "--kwargs is \"[}\", which is no JSON"),
         (&["a", "--uuid", "0b6aecd7-8c0a-7b33-8a4c-0f3ba6a9a3a5"], "version 7; expected version 4"),
-        (&["a", "--attempts", "0"], "expected at least 1"),
+        (&["a", "--attempts", "0"], "expected a whole number from 1 to 4294967295"),
         (&["a", "--delay", "-1"], "--delay"),
         (&["a", "--delay", "1e9"], "expected a number of seconds, 0 or more, ten years at most"),
     ] {
@@ -516,6 +516,25 @@ fn a_task_that_is_none_is_told_before_anything_is_added() {
     let twice = project.client(&["task", "add", "a", "--uuid", &uuid]).end().expect_code(2);
     assert_says(&twice.stderr, &[&uuid, "is there already; expected a new uuid"]);
     assert!(!twice.stderr.contains("may have been added"), "{}", twice.stderr);
+}
+
+#[test]
+fn a_number_that_is_none_is_told_which_are() {
+    let project = Project::sqlite(&[]);
+    let said = |words: &[&str]| project.client(words).end().expect_code(2).stderr;
+    for list in [&["task", "list"][..], &["task", "dead-letter", "list"], &["decisions", "list"], &["decisions", "replay"]] {
+        for number in ["-1", "4294967296", "all"] {
+            let said = said(&[list, &["--limit", number]].concat());
+            assert_says(&said, &[number, "--limit <N>", "expected a whole number from 0 to 4294967295"]);
+        }
+    }
+    let range = "expected a whole number from -9223372036854775808 to 9223372036854775807";
+    assert_says(&said(&["task", "add", "a", "--priority", "99999999999999999999"]), &["--priority <N>", range]);
+    assert_says(&said(&["task", "add", "a", "--attempts", "-1"]), &["--attempts <N>", "from 1 to 4294967295"]);
+    assert_says(&said(&["worker", "--concurrency", "1.5"]), &["--concurrency <N>", range]);
+    for flag in ["--concurrency", "--prefetch", "--max-attempts"] {
+        assert_says(&said(&["worker", flag, "-1"]), &[&format!("{flag}: "), "`-1`", "expected a whole number from 0"]);
+    }
 }
 
 #[test]

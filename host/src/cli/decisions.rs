@@ -9,7 +9,7 @@ use super::client::with_queue;
 use super::exit_code::ExitStatus;
 use super::output::{print, print_json_lines, table};
 use super::replay::ReplayArguments;
-use super::settings_flags::ClientFlags;
+use super::settings_flags::{ClientFlags, whole};
 use super::task::ago;
 
 #[derive(Debug, Subcommand)]
@@ -25,7 +25,7 @@ pub(crate) struct ListArguments {
     #[arg(long, value_name = "UUID", value_parser = super::task::task_uuid)]
     task: Option<Uuid>,
     /// At most so many.
-    #[arg(long, value_name = "N", default_value_t = 50)]
+    #[arg(long, value_name = "N", default_value_t = 50, allow_negative_numbers = true, value_parser = whole(0..=u32::MAX))]
     limit: u32,
     /// Print one JSON object a line instead: the plugin's digest and the original error with its payload are in it.
     #[arg(long)]

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::client::{check_shared, check_there};
 use super::exit_code::{ExitStatus, UsageError};
 use super::output::{print, print_json_lines, table, tell};
-use super::settings_flags::SettingsFlags;
+use super::settings_flags::{SettingsFlags, whole};
 use super::task::{ago, unknown};
 use super::{log, runtime};
 
@@ -27,7 +27,7 @@ pub(crate) struct ReplayArguments {
     #[arg(long, value_name = "UUID", value_parser = super::task::task_uuid)]
     task: Option<Uuid>,
     /// About the tasks of so many decisions, and so many that ended with an error, the latest first.
-    #[arg(long, value_name = "N", default_value_t = 1000)]
+    #[arg(long, value_name = "N", default_value_t = 1000, allow_negative_numbers = true, value_parser = whole(0..=u32::MAX))]
     limit: u32,
     /// Show what would be decided as before, too.
     #[arg(long)]

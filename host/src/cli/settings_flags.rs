@@ -1,6 +1,9 @@
 //! Every setting as a flag. A flag wins over the settings file.
 
+use std::fmt::Display;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use clap::Args;
 use qtasks_host::Settings;
@@ -13,6 +16,20 @@ const DEFAULT_FILE: &str = "qtasks-host.toml";
 pub(crate) fn number_of_seconds(text: &str) -> Result<f64, &'static str> {
     text.parse().map_err(|_| "expected a number of seconds, such as 90 or 0.5")
 }
+
+/// A whole number in this range.
+pub(crate) fn whole<T>(range: RangeInclusive<T>) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static
+where
+    T: FromStr + PartialOrd + Display + Clone + Send + Sync + 'static,
+{
+    move |text| {
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        number.ok_or_else(|| format!("expected a whole number from {} to {}", range.start(), range.end()))
+    }
+}
+
+/// The same, as a setting takes it.
+const ANY: RangeInclusive<i64> = i64::MIN..=i64::MAX;
 
 #[derive(Debug, Args)]
 pub(crate) struct SettingsFlags {
@@ -50,11 +67,11 @@ pub(crate) struct SettingsFlags {
     #[command(flatten)]
     broker: BrokerFlags,
     /// Tasks that run at once (setting `concurrency`) [default: one for each core].
-    #[arg(long, value_name = "N")]
-    concurrency: Option<u64>,
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = whole(ANY))]
+    concurrency: Option<i64>,
     /// Tasks that a worker takes ahead at most, while they are short (setting `prefetch`) [default: 256].
-    #[arg(long, value_name = "N")]
-    prefetch: Option<u64>,
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = whole(ANY))]
+    prefetch: Option<i64>,
     /// Time without a sign of life after which a worker's tasks are taken over (setting `lease`) [default: 10].
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = number_of_seconds)]
     lease: Option<f64>,
@@ -71,8 +88,8 @@ pub(crate) struct SettingsFlags {
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = number_of_seconds)]
     max_time: Option<f64>,
     /// Runs that a plugin's retry_after may lead to, where the task does not say (setting `max_attempts`) [default: 5].
-    #[arg(long, value_name = "N")]
-    max_attempts: Option<u32>,
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = whole(ANY))]
+    max_attempts: Option<i64>,
     /// Longest delay before a retry, a plugin's or with back-off (setting `max_retry_delay`) [default: 3600].
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = number_of_seconds)]
     max_retry_delay: Option<f64>,

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::client::{with_queue, with_queue_within};
 use super::exit_code::ExitStatus;
 use super::output::{print, print_json, print_json_lines, tell};
-use super::settings_flags::{ClientFlags, number_of_seconds};
+use super::settings_flags::{ClientFlags, number_of_seconds, whole};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum TaskCommand {
@@ -65,7 +65,7 @@ pub(crate) struct ListArguments {
     #[arg(long = "task", value_name = "NAME")]
     task_name: Option<String>,
     /// At most so many.
-    #[arg(long, value_name = "N", default_value_t = 50)]
+    #[arg(long, value_name = "N", default_value_t = 50, allow_negative_numbers = true, value_parser = whole(0..=u32::MAX))]
     limit: u32,
     /// Print one JSON object a line instead.
     #[arg(long)]
@@ -112,7 +112,7 @@ pub(crate) enum DeadLetterCommand {
 #[derive(Debug, Args)]
 pub(crate) struct DeadLetterListArguments {
     /// At most so many.
-    #[arg(long, value_name = "N", default_value_t = 50)]
+    #[arg(long, value_name = "N", default_value_t = 50, allow_negative_numbers = true, value_parser = whole(0..=u32::MAX))]
     limit: u32,
     /// Print one JSON object a line instead.
     #[arg(long)]

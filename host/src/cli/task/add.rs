@@ -16,7 +16,7 @@ use crate::cli::client::with_new_queue;
 use crate::cli::exit_code::{ExitStatus, UsageError};
 use crate::cli::input::Input;
 use crate::cli::output::{print, print_json_lines, tell};
-use crate::cli::settings_flags::{ClientFlags, number_of_seconds};
+use crate::cli::settings_flags::{ClientFlags, number_of_seconds, whole};
 
 /// Tasks of a file are added in steps of this many, which is what every broker takes at once.
 const STEP: usize = 500;
@@ -53,13 +53,13 @@ pub(crate) struct AddArguments {
     #[arg(long, conflicts_with = "from", value_parser = super::task_uuid)]
     uuid: Option<Uuid>,
     /// Higher runs first [default: 0].
-    #[arg(long, value_name = "N", allow_negative_numbers = true, conflicts_with = "from")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, conflicts_with = "from", value_parser = whole(i64::MIN..=i64::MAX))]
     priority: Option<i64>,
     /// Longest time for one attempt [default: the task's own].
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, conflicts_with = "from", value_parser = number_of_seconds)]
     max_time: Option<f64>,
     /// Runs in all [default: the task's own].
-    #[arg(long, value_name = "N", conflicts_with = "from")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, conflicts_with = "from", value_parser = whole(1..=u32::MAX))]
     attempts: Option<u32>,
     /// Run it no earlier than after this time [default: 0].
     #[arg(long, value_name = "SECONDS", value_parser = seconds, allow_negative_numbers = true)]
