@@ -348,9 +348,11 @@ fn a_file_that_cannot_be_written_is_told() {
     let Some(shim) = full_disk(&project.place) else { return };
     let uuid = project.add(&["a"]);
     let mark = project.place.write("read_only", "");
-    let add = project.client(&["task", "add", "a"]).env("LD_PRELOAD", &shim).env("QTASKS_TEST_READ_ONLY", &mark).end();
-    let said = add.expect_code(70).stderr;
-    assert_says(&said, &["tasks.db: cannot be written; expected a file and a directory that this user may write to"]);
+    let told = "tasks.db: cannot be written; expected a file and a directory that this user may write to, also to read them, since SQLite";
+    for words in [&["task", "add", "a"][..], &["task", "list"]] {
+        let client = project.client(words).env("LD_PRELOAD", &shim).env("QTASKS_TEST_READ_ONLY", &mark).end();
+        assert_says(&client.expect_code(70).stderr, &[told]);
+    }
     std::fs::remove_file(&mark).expect("our own mark");
     assert_eq!(project.status(&uuid), "new", "nothing is lost");
 }

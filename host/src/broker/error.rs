@@ -32,7 +32,10 @@ pub enum BrokerErrorKind {
     #[error("is full; make room, what was recorded so far is safe")]
     Full,
     /// No right to write.
-    #[error("cannot be written; expected a file and a directory that this user may write to")]
+    #[error(
+        "cannot be written; expected a file and a directory that this user may write to, also to read them, since SQLite keeps its log \
+         beside the file; or a server that is no replica"
+    )]
     ReadOnly,
     /// Not a database of this program.
     #[error("is damaged or something else than a task database; move it away or restore a copy")]
