@@ -423,6 +423,8 @@ mod tests {
             ("concurency = 1", "unknown field `concurency`"),
             ("concurency = 1", "did you mean `concurrency`?"),
             ("plugins.a.priorty = 1", "did you mean `priority`?"),
+            ("max_time = 1e300", ": 1e300 is no time to wait"),
+            ("tasks.a.retry_delay = 1e300", "retry_delay is 1e300; "),
             ("max_time = -1", "expected a number of seconds above 0"),
             (
                 "plugins.a.triggers = ['task_executor_run_task_triger_error']",

@@ -83,9 +83,21 @@ pub fn in_plain_words(message: &str, object: &str) -> String {
     format!("{said}, expected {words}{place}")
 }
 
+/// A number as whoever wrote it may have: not with 300 digits.
+#[must_use]
+pub fn number(number: f64) -> String {
+    if number == 0.0 || (1e-5..1e16).contains(&number.abs()) { number.to_string() } else { format!("{number:e}") }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{explained, in_plain_words, keys_at};
+    use super::{explained, in_plain_words, keys_at, number};
+
+    #[test]
+    fn a_number_is_as_short_as_it_can_be() {
+        let all = [0.0, -1.0, 0.5, 1e15, 1e300, -1e300, 1e-7, f64::NAN, f64::INFINITY].map(number);
+        assert_eq!(all, ["0", "-1", "0.5", "1000000000000000", "1e300", "-1e300", "1e-7", "NaN", "inf"]);
+    }
 
     #[test]
     fn a_place_is_told_as_the_keys_that_lead_to_it() {

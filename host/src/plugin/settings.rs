@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use qtasks_plugin_api::Trigger;
 use qtasks_plugin_api::nearest::nearest_trigger;
+use qtasks_plugin_api::plain_words::number;
 use serde::de::Unexpected;
 use serde::{Deserialize, Serialize};
 
@@ -237,6 +238,9 @@ pub(crate) fn usable(seconds: f64) -> Option<Duration> {
 pub(crate) fn seconds<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let seconds = f64::deserialize(deserializer)?;
     usable(seconds).ok_or_else(|| {
-        serde::de::Error::custom(format!("{seconds} is no time to wait: expected a number of seconds above 0, ten years at most"))
+        serde::de::Error::custom(format!(
+            "{} is no time to wait: expected a number of seconds above 0, ten years at most",
+            number(seconds)
+        ))
     })
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use qtasks_plugin_api::bounds::{self, BoundsError};
-use qtasks_plugin_api::plain_words::in_plain_words;
+use qtasks_plugin_api::plain_words::{in_plain_words, number};
 use qtasks_plugin_api::{TaskError, from_object};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
@@ -71,7 +71,7 @@ pub enum TaskModelError {
     #[error("uuid {0} has version {1}; expected version 4, which is what QTasks reads")]
     UuidVersion(Uuid, usize),
     /// A time that is none.
-    #[error("max_time {0} is no time: expected a number of seconds above 0, ten years at most")]
+    #[error("max_time {} is no time: expected a number of seconds above 0, ten years at most", number(*.0))]
     MaxTime(f64),
     /// No attempt at all.
     #[error("attempts is 0; expected at least 1")]
@@ -290,7 +290,10 @@ mod tests {
             (r#"{"task": "a", "kwargs": 3}"#, "kwargs is 3; expected a JSON object"),
             (r#"{"task": "a", "uuid": "0b6aecd7-8c0a-7b33-8a4c-0f3ba6a9a3a5"}"#, "version 7; expected version 4"),
             (r#"{"task": "a", "max_time": 0}"#, "max_time 0 is no time"),
-            (r#"{"task": "a", "max_time": 1e19}"#, "ten years at most"),
+            (
+                r#"{"task": "a", "max_time": 1e19}"#,
+                "max_time 1e19 is no time: expected a number of seconds above 0, ten years at most",
+            ),
             (r#"{"task": "a", "attempts": 0}"#, "expected at least 1"),
             (r#"{"task": "a", "max_time": "5"}"#, r#"string "5", expected a number at column 29; "#),
             (r#"{"task": "a", "attempts": -1}"#, "integer `-1`, expected a whole number from 0 to 4294967295 at column 28; "),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use qtasks_plugin_api::plain_words::number;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -68,7 +69,7 @@ fn delay<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>,
     let seconds = f64::deserialize(deserializer)?;
     let delay = if seconds == 0.0 { Some(Duration::ZERO) } else { crate::plugin::settings::usable(seconds) };
     let expected = "expected a number of seconds, 0 or more, ten years at most";
-    delay.map(Some).ok_or_else(|| D::Error::custom(format!("retry_delay is {seconds}; {expected}")))
+    delay.map(Some).ok_or_else(|| D::Error::custom(format!("retry_delay is {}; {expected}", number(seconds))))
 }
 
 fn some_attempts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
@@ -88,7 +89,7 @@ fn factor<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::
     if factor.is_finite() && factor >= 1.0 {
         return Ok(Some(factor));
     }
-    Err(D::Error::custom(format!("retry_backoff is {factor}; expected a number, 1 or more")))
+    Err(D::Error::custom(format!("retry_backoff is {}; expected a number, 1 or more", number(factor))))
 }
 
 fn optional_seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
