@@ -147,7 +147,9 @@ fn a_task_that_kills_its_workers_is_set_aside_and_its_neighbours_are_not() {
             let (status, said) = project.start(&settings).end();
             assert!(!status.success(), "{said}");
         }
-        let worker = project.start(&settings);
+        let mut worker = project.start(&settings);
+        let told = worker.read_until("tasks set aside, since 3 workers were lost while they had them: 1: ");
+        assert_says(&told, &[&killer]);
         let record = project.wait(&killer);
         assert_eq!((&record["status"], &record["losses"]), (&json!("error"), &json!(3)), "{}: {record}", project.url);
         assert_says(record["dead_letter"].as_str().expect("set aside"), &["3 workers were lost"]);
@@ -192,7 +194,8 @@ fn a_worker_that_slept_records_nothing_of_what_was_taken_over_meanwhile() {
         let mut sleeper = project.start(&[WAITS, "lease = 0.3"]);
         let mut command = std::fs::OpenOptions::new().write(true).open(&go_on).expect("the command reads");
         stop_between_writes(&project, &sleeper);
-        let next = project.start(&[r#"tasks.waits.command = ["echo", "8"]"#, "lease = 0.3"]);
+        let mut next = project.start(&[r#"tasks.waits.command = ["echo", "8"]"#, "lease = 0.3"]);
+        assert_says(&next.read_until("tasks of lost workers that wait again: 1: "), &[&uuid]);
         assert_eq!(project.wait(&uuid)["returning"], 8, "{}", project.url);
         sleeper.signal(Signal::CONT);
         std::io::Write::write_all(&mut command, b"go\n").expect("the command reads");

@@ -4,6 +4,8 @@ use std::fmt::{self, Write as _};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use uuid::Uuid;
+
 /// A path for messages. Control characters, characters that turn the direction of text, and bytes that are not UTF-8 are
 /// escaped, and so is the backslash, so that nothing can look like an escape. Every place that prints a path uses it.
 ///
@@ -54,6 +56,16 @@ pub(crate) fn is_plain(char: char) -> bool {
 pub(crate) fn readable(bytes: &[u8]) -> String {
     const MOST: usize = 4096;
     String::from_utf8_lossy(&bytes[..bytes.len().min(MOST)]).into_owned()
+}
+
+/// The first of many ids, and how many there are beside them.
+pub(crate) fn few(uuids: &[Uuid]) -> String {
+    const SHOWN: usize = 5;
+    let shown = uuids.iter().take(SHOWN).map(Uuid::to_string).collect::<Vec<_>>().join(", ");
+    match uuids.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
 }
 
 /// An error and all its causes, as one line.

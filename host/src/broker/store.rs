@@ -290,12 +290,12 @@ impl Store {
         self.backend.finish(batch).await
     }
 
-    /// Takes over what lost workers held, and puts it back into the queue. Gives how many.
+    /// Takes over what lost workers held, and puts it back into the queue. Gives which tasks these are.
     ///
     /// # Errors
     ///
     /// [`BrokerError`].
-    pub async fn running_older_tasks(&self, worker: &(impl Serialize + Sync)) -> Result<usize, BrokerError> {
+    pub async fn running_older_tasks(&self, worker: &(impl Serialize + Sync)) -> Result<Vec<Uuid>, BrokerError> {
         #[derive(Serialize)]
         struct Older<'a, W> {
             storage: &'a Component,
@@ -311,7 +311,7 @@ impl Store {
         self.fire(Trigger::BrokerRunningOlderTasks, &Broker { broker: &self.broker, worker }).await;
         let mut stranded = self.backend.take_over().await?;
         if stranded.is_empty() {
-            return Ok(0);
+            return Ok(Vec::new());
         }
         if self.asks(Trigger::StorageRunningOlderTasks) {
             for Taken { record, .. } in &mut stranded {
@@ -320,9 +320,9 @@ impl Store {
                 replace(record, Trigger::StorageRunningOlderTasks, fields_in(answered));
             }
         }
-        let count = stranded.len();
+        let uuids = stranded.iter().map(|taken| taken.lease.uuid).collect();
         self.backend.give_back(stranded).await?;
-        Ok(count)
+        Ok(uuids)
     }
 
     /// One record, with its history.

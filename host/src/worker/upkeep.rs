@@ -9,7 +9,7 @@ use super::Shared;
 use super::settings::WorkerSettings;
 use super::stop::Stop;
 use crate::broker::{BrokerError, BrokerErrorKind, Store};
-use crate::shown::chain;
+use crate::shown::{chain, few};
 
 /// QTasks' clients take a project for dead 20 seconds after it last spoke.
 const SAY_RUNNING: Duration = Duration::from_secs(7);
@@ -36,9 +36,9 @@ pub(super) async fn run(shared: Arc<Shared>, settings: WorkerSettings, stop: Sto
                 }
                 Ok(())
             }
-            _ = look_for_lost.tick() => store.running_older_tasks(&shared.info).await.map(|count| {
-                if count > 0 {
-                    tracing::warn!("tasks of lost workers that wait again: {count}");
+            _ = look_for_lost.tick() => store.running_older_tasks(&shared.info).await.map(|uuids| {
+                if !uuids.is_empty() {
+                    tracing::warn!("tasks of lost workers that wait again: {}: {}", uuids.len(), few(&uuids));
                 }
             }),
             _ = prune.tick() => store.prune(settings.keep_results, settings.keep_decisions).await.map(|count| {

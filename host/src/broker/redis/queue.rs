@@ -14,6 +14,7 @@ use super::script;
 use crate::broker::error::{BrokerError, BrokerErrorKind};
 use crate::broker::record::{Record, TaskStatus, unix_now};
 use crate::broker::{Lease, Taken};
+use crate::shown::few;
 use crate::task::Task;
 
 /// So many tasks at the head of the queue are looked at for those of a higher priority.
@@ -260,9 +261,14 @@ pub(super) async fn take_over(
     for (dead, beat) in dead {
         call.arg(dead.to_string()).arg(if *beat == NO_BEAT { String::new() } else { beat.to_string() });
     }
-    let (handed, set_aside): (Vec<Handed>, u64) = link.call(&script::TAKE_OVER, &call).await?;
-    if set_aside > 0 {
-        tracing::error!("tasks set aside, since {max_losses} workers were lost while they had them: {set_aside}");
+    let (handed, set_aside): (Vec<Handed>, Vec<String>) = link.call(&script::TAKE_OVER, &call).await?;
+    if !set_aside.is_empty() {
+        let set_aside: Vec<Uuid> = set_aside.iter().filter_map(|uuid| uuid.parse().ok()).collect();
+        tracing::error!(
+            "tasks set aside, since {max_losses} workers were lost while they had them: {}: {}",
+            set_aside.len(),
+            few(&set_aside)
+        );
     }
     Ok(handed)
 }

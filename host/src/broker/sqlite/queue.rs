@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::row::{self, COLUMNS, Stored};
 use crate::broker::record::{Record, TaskStatus, unix_now};
 use crate::broker::{Again, Finish, Lease, Taken, UNREADABLE_TASK_ERROR};
+use crate::shown::few;
 
 /// Puts new tasks in; gives the uuid that is there already, in which case none was put in.
 pub(super) fn add(connection: &Connection, records: &[Record]) -> rusqlite::Result<Option<Uuid>> {
@@ -198,15 +199,20 @@ pub(super) fn take_over(
         connection.prepare_cached("DELETE FROM cancellation WHERE worker = ?1")?.execute([other])?;
         let reason = format!("{max_losses} workers were lost while they had this task");
         let error = json_text(&ErrorBody::new(WORKER_LOST_ERROR, reason.as_str()))?;
-        let set_aside = connection
+        let set_aside: Vec<Uuid> = connection
             .prepare_cached(
                 "UPDATE task SET status = 3, worker = NULL, losses = losses + 1, delivery = delivery + 1, updated_at = ?3,
                  error = ?4, traceback = ?5, dead_letter = ?5
-                 WHERE status = 1 AND worker = ?1 AND begun = delivery AND losses + 1 >= ?2",
+                 WHERE status = 1 AND worker = ?1 AND begun = delivery AND losses + 1 >= ?2 RETURNING uuid",
             )?
-            .execute(params![other, max_losses, unix_now(), error, reason])?;
-        if set_aside > 0 {
-            tracing::error!("tasks set aside, since {max_losses} workers were lost while they had them: {set_aside}");
+            .query_map(params![other, max_losses, unix_now(), error, reason], |row| row.get(0))?
+            .collect::<rusqlite::Result<_>>()?;
+        if !set_aside.is_empty() {
+            tracing::error!(
+                "tasks set aside, since {max_losses} workers were lost while they had them: {}: {}",
+                set_aside.len(),
+                few(&set_aside)
+            );
         }
         let sql = format!(
             "UPDATE task SET worker = ?2, losses = max(1, losses + (begun IS delivery)), delivery = delivery + 1, updated_at = ?3

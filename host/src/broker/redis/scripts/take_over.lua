@@ -1,6 +1,6 @@
 -- Leases what lost workers held to another one. ARGV: worker, now, after how many losses a task is set aside, and for each lost worker
--- its id and the beat it stands at ('' where it has none). Gives {{item, uuid, delivery}, …}, and how many were set
--- aside.
+-- its id and the beat it stands at ('' where it has none). Gives {{item, uuid, delivery}, …}, and the uuids of
+-- those that were set aside.
 local wrong = wrong_type()
 if wrong then return wrong end
 local worker, now, max_losses = ARGV[1], ARGV[2], tonumber(ARGV[3])
@@ -13,7 +13,7 @@ for at = 4, #ARGV, 2 do
         dead[ARGV[at]] = true
     end
 end
-local taken, set_aside = {}, 0
+local taken, set_aside = {}, {}
 for _, held in ipairs(leases_of(dead)) do
     local uuid, item = held.uuid, held.item
     local losses, had_begun
@@ -35,7 +35,7 @@ for _, held in ipairs(leases_of(dead)) do
         redis.call('HDEL', leases, uuid)
         redis.call('ZREM', process, item)
         have_ended({now .. ' ' .. uuid})
-        set_aside = set_aside + 1
+        set_aside[#set_aside + 1] = uuid
     else
         local delivery = redis.call('INCR', own .. 'deliveries')
         redis.call('HSET', leases, uuid, lease(delivery, worker, item))
