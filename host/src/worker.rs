@@ -122,8 +122,8 @@ impl Worker {
         // In a set, so that it ends with this future, also where that is dropped.
         let mut upkeep = JoinSet::new();
         upkeep.spawn(upkeep::run(Arc::clone(&self.shared), self.settings, self.stop.clone()));
-        let give_up = Stop::default();
-        let (finishing, mut finisher) = finisher::start(Arc::clone(&self.shared), reports, self.stop.clone(), give_up.clone());
+        let drained = Stop::default();
+        let (finishing, finisher) = finisher::start(Arc::clone(&self.shared), reports, self.stop.clone(), drained.clone());
 
         let lanes = Lanes::new(Arc::clone(&self.shared), finishing, self.settings);
         // On a thread of the runtime, where the lanes are: a lane that ends need not wake whoever waits for this future. In a set for
@@ -140,14 +140,8 @@ impl Worker {
             }
             None => {}
         }
-        let recorded = match timeout(LAST_WRITES, &mut finisher).await {
-            Ok(recorded) => recorded,
-            Err(_) => {
-                give_up.now();
-                finisher.await
-            }
-        };
-        worked.not_recorded = recorded.unwrap_or_else(|error| {
+        drained.now();
+        worked.not_recorded = finisher.await.unwrap_or_else(|error| {
             tracing::error!("the finisher ended: {error}");
             1
         });

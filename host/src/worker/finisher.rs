@@ -6,10 +6,11 @@ use qtasks_plugin_api::Trigger;
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
+use tokio::time::timeout;
 
 use super::function_info::FunctionInfo;
 use super::stop::Stop;
-use super::{FIRST_PAUSE, LONGEST_PAUSE, Shared};
+use super::{FIRST_PAUSE, LAST_WRITES, LONGEST_PAUSE, Shared};
 use crate::broker::{Finish, Lease, Record};
 use crate::shown::chain;
 use crate::task::TaskReport;
@@ -30,16 +31,16 @@ const WAITING: usize = 1024;
 /// Who is told afterwards.
 const TOLD: [Trigger; 2] = [Trigger::StorageRemoveFinishedTask, Trigger::WorkerExecuteAfter];
 
-/// Starts the finisher, which ends when the last sender is gone, and everything is recorded or, once `give_up` is asked, given up.
-/// Gives how much that was.
+/// Starts the finisher, which ends when the last sender is gone and everything is recorded. Once the worker is `drained` the broker has
+/// [`LAST_WRITES`] for it. Gives how much could not be recorded.
 pub(super) fn start(
     shared: Arc<Shared>,
     reports: Option<mpsc::Sender<TaskReport>>,
     stop: Stop,
-    give_up: Stop,
+    drained: Stop,
 ) -> (mpsc::Sender<Ended>, JoinHandle<u64>) {
     let (sender, receiver) = mpsc::channel(WAITING);
-    (sender, tokio::spawn(run(Arc::new(Finisher { shared, reports, stop, give_up }), receiver)))
+    (sender, tokio::spawn(run(Arc::new(Finisher { shared, reports, stop, drained, given_up: Stop::default() }), receiver)))
 }
 
 /// Batches on their way at the same time: while the broker works on one, the next is made ready.
@@ -49,7 +50,9 @@ struct Finisher {
     shared: Arc<Shared>,
     reports: Option<mpsc::Sender<TaskReport>>,
     stop: Stop,
-    give_up: Stop,
+    drained: Stop,
+    /// The broker has had its time: what comes after is given up, too, and does not wait as long again.
+    given_up: Stop,
 }
 
 /// What became of a batch.
@@ -97,7 +100,7 @@ impl Finisher {
         let (finishes, reports): (Vec<Finish>, Vec<Option<TaskReport>>) =
             batch.into_iter().map(|ended| (ended.finish, ended.report)).unzip();
         let finishes: Arc<[Finish]> = finishes.into();
-        let Some(lost) = record(&self.shared, &finishes, &self.give_up).await else {
+        let Some(lost) = self.record(&finishes).await else {
             return Batch::GivenUp(finishes.len() as u64);
         };
         for lease in &lost {
@@ -141,36 +144,42 @@ impl Finisher {
         while telling.try_join_next().is_some() {}
         given_up
     }
-}
 
-/// Records a batch; gives the leases that were lost. `None`: given up.
-async fn record(shared: &Shared, batch: &Arc<[Finish]>, give_up: &Stop) -> Option<Vec<Lease>> {
-    let mut last_error = None;
-    let recorded = async {
-        let mut pause = FIRST_PAUSE;
-        loop {
-            let error = match shared.store.finish(Arc::clone(batch)).await {
-                Ok(lost) => return lost,
-                Err(error) => error,
-            };
-            tracing::error!(
-                "results that cannot be recorded now: {}; trying again in {} s: {}",
-                batch.len(),
-                pause.as_secs_f64(),
-                chain(&error)
-            );
-            last_error = Some(error);
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+    /// Records a batch; gives the leases that were lost. `None`: given up.
+    async fn record(&self, batch: &Arc<[Finish]>) -> Option<Vec<Lease>> {
+        let mut last_error = None;
+        let recorded = async {
+            let mut pause = FIRST_PAUSE;
+            loop {
+                let error = match self.shared.store.finish(Arc::clone(batch)).await {
+                    Ok(lost) => return lost,
+                    Err(error) => error,
+                };
+                tracing::error!(
+                    "results that cannot be recorded now: {}; trying again in {} s: {}",
+                    batch.len(),
+                    pause.as_secs_f64(),
+                    chain(&error)
+                );
+                last_error = Some(error);
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        };
+        let time_is_over = async {
+            self.drained.wait().await;
+            // Each batch from its own beginning: whoever is sent the reports may have held it up.
+            let _ = timeout(LAST_WRITES, self.given_up.wait()).await;
+        };
+        tokio::select! {
+            biased;
+            lost = recorded => return Some(lost),
+            () = time_is_over => self.given_up.now(),
         }
-    };
-    tokio::select! {
-        lost = recorded => return Some(lost),
-        () = give_up.wait() => {}
+        let why = last_error.map_or_else(|| "the broker does not answer".to_owned(), |error| chain(&error));
+        tracing::error!("results that could not be recorded, whose tasks will run again: {}; {why}", batch.len());
+        None
     }
-    let why = last_error.map_or_else(|| "the broker does not answer".to_owned(), |error| chain(&error));
-    tracing::error!("results that could not be recorded, whose tasks will run again: {}; {why}", batch.len());
-    None
 }
 
 async fn tell(shared: Arc<Shared>, record: Record, has_ended: bool) {
