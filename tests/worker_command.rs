@@ -376,7 +376,8 @@ fn a_second_signal_stops_at_once_and_the_task_comes_back() {
 fn what_a_command_of_a_killed_worker_runs_ends_with_it() {
     let project = Project::sqlite(&[]);
     let started = project.place.fifo("started");
-    let holds = r#"tasks.holds.command = ["sh", "-c", "sleep 1000 & echo $$ $! > started; wait"]"#;
+    // By the time that it has its input, it is guarded.
+    let holds = r#"tasks.holds.command = ["sh", "-c", "read input; sleep 1000 & echo $$ $! > started; wait"]"#;
     let worker = project.start(&[holds]);
     project.add(&["holds"]);
     let told = std::fs::read_to_string(started).expect("the command writes");

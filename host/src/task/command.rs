@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
-use super::guard::Group;
+use super::guard::{self, Group};
 use super::model::{Returned, Task};
 use crate::shown::shown;
 
@@ -55,6 +55,7 @@ impl CommandTask {
 
     /// One run. Dropping the future kills the process and everything in its group.
     pub(super) async fn run(&self, task: &Task) -> Returned {
+        guard::ready();
         let spawned = Command::new(&self.program)
             .args(&self.arguments)
             .stdin(Stdio::piped())

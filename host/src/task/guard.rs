@@ -36,10 +36,17 @@ impl Drop for Group {
     }
 }
 
-/// Tells the guard, which is started by then. A guard that is gone or does not read holds nobody up: a line is written whole or not at all.
+/// The pipe to the guard, once that is started, if it could be.
+static GUARD: OnceLock<Option<OwnedFd>> = OnceLock::new();
+
+/// Makes sure that the guard is there. Called before a command is started, which is not guarded until its group is told.
+pub(super) fn ready() {
+    GUARD.get_or_init(start);
+}
+
+/// Tells the guard. One that is gone or does not read holds nobody up: a line is written whole or not at all.
 fn tell(sign: char, group: Pid) {
-    static GUARD: OnceLock<Option<OwnedFd>> = OnceLock::new();
-    if let Some(pipe) = GUARD.get_or_init(start) {
+    if let Some(Some(pipe)) = GUARD.get() {
         let _ = rustix::io::write(pipe, format!("{sign}{}\n", group.as_raw_nonzero()).as_bytes());
     }
 }

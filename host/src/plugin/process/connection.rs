@@ -86,7 +86,7 @@ impl Connection {
         if frame.len() > frame::MAX_FRAME {
             return failed("TooLong", format!("the call has {} bytes, at most {} are sent", frame.len(), frame::MAX_FRAME));
         }
-        let (sender, receiver) = oneshot::channel();
+        let (sender, mut receiver) = oneshot::channel();
         {
             let mut pending = self.pending();
             if pending.len() >= MOST_CALLS {
@@ -98,7 +98,8 @@ impl Connection {
         self.send(frame).await;
         // Looked at after the insertion: an end before it would have found no sender to drop.
         if let Some(ended) = self.ended.get() {
-            return crashed(ended);
+            // It may have answered before that.
+            return receiver.try_recv().unwrap_or_else(|_| crashed(ended));
         }
         let outcome = receiver.await;
         waiting.answered = true;
@@ -288,6 +289,34 @@ mod tests {
             tokio::time::sleep(LAST_WORDS).await;
         }
         drop(held);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_came_before_the_end_counts() {
+        let place = tempfile::tempdir().expect("a directory");
+        let go_on = place.path().join("go_on");
+        rustix::fs::mknodat(rustix::fs::CWD, &go_on, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).expect("a FIFO");
+        let answer = frame::encode_outcome(7, &Outcome::Pass);
+        std::fs::write(place.path().join("answer"), answer).expect("our own file");
+        let program = place.path().join("guest");
+        let script = "#!/bin/sh\nhere=\"${0%/*}\"\nread line < \"$here/go_on\"\nexec cat \"$here/answer\" >&0\n";
+        std::fs::write(&program, script).expect("our own file");
+        std::fs::set_permissions(&program, Permissions::from_mode(0o700)).expect("our own file");
+        let guest = Guest::spawn(&program, &start()).expect("a process");
+        let connection = Connection::new(guest, "any").expect("a socket");
+        // The caller does not come on until it has all ended.
+        let held = connection.writer.lock().await;
+        let caller = Arc::clone(&connection);
+        let call = tokio::spawn(async move { caller.call(7, Vec::new()).await });
+        while !connection.pending().contains_key(&7) {
+            tokio::task::yield_now().await;
+        }
+        std::fs::write(&go_on, "now\n").expect("it reads");
+        while connection.ended().is_none() {
+            tokio::task::yield_now().await;
+        }
+        drop(held);
+        assert!(matches!(call.await.expect("it ends"), Outcome::Pass), "it answered");
     }
 
     #[tokio::test]
