@@ -607,11 +607,12 @@ fn a_hangup_ends_a_run_as_the_system_has_it() {
     if hangups_are_ignored() {
         interrupt(&child);
         read_until(child.stderr.as_mut().expect("a pipe"), "finishing what runs");
+        std::fs::write(place.path("go_on"), "go\n").expect("the command reads");
+        child.wait().expect("the host ends");
     } else {
+        // And the command with it.
         assert_eq!(child.wait().expect("the host ends").signal(), Some(Signal::HUP.as_raw()));
     }
-    std::fs::write(place.path("go_on"), "go\n").expect("the command reads");
-    child.wait().expect("the host ends");
 }
 
 /// Whether these tests were begun by something like `nohup`, which every process of theirs inherits.
