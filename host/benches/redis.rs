@@ -315,12 +315,8 @@ fn latency(server: &Server, worker: &Worker) -> (f64, f64) {
     let mut times = runtime.block_on(async {
         // A client only: it loads no plugin.
         let directory = tempfile::tempdir().expect("a directory");
-        let overrides = ["plugin_dir", "state_dir"].map(|setting| Override {
-            flag: String::new(),
-            assignment: format!("{setting} = {}", toml::Value::from(directory.path().to_str().expect("a plain path"))),
-        });
-        let running: Running =
-            App::new(Settings::read(None, &overrides).expect("good settings")).start().await.expect("it starts");
+        let settings = Settings { state_dir: directory.path().to_owned(), ..Settings::default() };
+        let running: Running = App::new(settings).start().await.expect("it starts");
         let url: BrokerUrl = server.url().parse().expect("a URL");
         let settings = BrokerSettings { name: worker.project.into(), ..BrokerSettings::new(url) };
         let store = running.store(open(&settings).await.expect("the server runs"));
