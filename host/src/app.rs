@@ -344,10 +344,7 @@ impl App {
         }
         check_names(&settings, loaded, &linked_names)?;
         let registry = Registry::new(loaded.plugins.clone())?;
-        let may_be_missing = |task: &str| settings.safe_mode || loaded.reports.iter().any(|report| report.may_provide(task));
-        let tasks = tasks
-            .complete(&registry, &settings.tasks, &settings.state_dir, may_be_missing)?
-            .with_reports(&loaded.reports, settings.safe_mode);
+        let tasks = tasks.complete(&registry, &settings.tasks, &settings.state_dir, &loaded.reports, settings.safe_mode)?;
         warn_of_limits(&settings);
         warn_of_retries(&settings, &tasks);
         warn_of_configurations(&settings, &tasks);

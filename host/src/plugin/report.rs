@@ -127,12 +127,6 @@ impl LoadReport {
         self.manifest.as_ref().map(|manifest| manifest.name.as_str())
     }
 
-    /// Whether it is not loaded, and might provide this task if it were: it says so, or nobody could read what it says.
-    pub(crate) fn may_provide(&self, task: &str) -> bool {
-        let provides = |manifest: &Manifest| manifest.tasks.iter().any(|entry| entry.name == task);
-        matches!(self.state, LoadState::Refused | LoadState::Disabled) && self.manifest.as_ref().is_none_or(provides)
-    }
-
     /// Why it is not loaded, for somebody who wants something of it; `None` where it is.
     pub(crate) fn why_not_loaded(&self) -> Option<String> {
         let path = shown(&self.path);

@@ -160,8 +160,8 @@ impl TaskRegistry {
         }
     }
 
-    /// Adds what plugins provide and what the operator declared, and applies the operator's limits. `may_be_missing` says of a task that
-    /// nobody provides whether a plugin that is not there may be the one: then its limits are no error.
+    /// Adds what plugins provide and what the operator declared, and applies the operator's limits. Those of a task that nobody provides
+    /// are no error where a plugin that is not loaded may be the one, by these reports or in safe mode.
     ///
     /// # Errors
     ///
@@ -171,7 +171,8 @@ impl TaskRegistry {
         plugins: &Registry,
         settings: &BTreeMap<String, TaskSettings>,
         state_dir: &Path,
-        may_be_missing: impl Fn(&str) -> bool,
+        reports: &[LoadReport],
+        safe_mode: bool,
     ) -> Result<Self, TaskRegistryError> {
         for (name, settings) in settings {
             if let Some(words) = &settings.command {
@@ -190,10 +191,10 @@ impl TaskRegistry {
                 function.apply(settings.get(&**name).unwrap_or(&none), state_dir);
             }
         }
-        let completed = self.with_plugins(plugins, settings, state_dir)?;
+        let completed = self.with_plugins(plugins, settings, state_dir)?.with_reports(reports, safe_mode);
         for name in settings.keys().filter(|name| completed.get(name).is_none()) {
             let hint = completed.nearest(name);
-            if !may_be_missing(name) {
+            if completed.kept_away(name).is_none() {
                 return Err(TaskRegistryError::Unknown { task: name.clone(), hint });
             }
             tracing::warn!("[tasks.{name}]: nobody provides this task now; a plugin that is not loaded may be the one{hint}");

@@ -263,6 +263,15 @@ mod tests {
         Start { nonce: String::new(), purpose: Purpose::Serve, manifest: String::new(), init, limits, max_level: 0 }
     }
 
+    /// A process that is this script in `place`.
+    fn connected(place: &std::path::Path, script: &str) -> Arc<Connection> {
+        let program = place.join("guest");
+        std::fs::write(&program, script).expect("our own file");
+        std::fs::set_permissions(&program, Permissions::from_mode(0o700)).expect("our own file");
+        let guest = Guest::spawn(&program, &start()).expect("a process");
+        Connection::new(guest, "any").expect("a socket")
+    }
+
     #[tokio::test(start_paused = true)]
     async fn what_a_process_left_behind_keeps_nothing_open_once_it_has_ended() {
         let place = tempfile::tempdir().expect("a directory");
@@ -273,12 +282,8 @@ mod tests {
         };
         let (mut ready, held) = (fifo("ready"), fifo("held"));
         // What is left behind has a group of its own, and all three of the process's streams, until the FIFO is let go.
-        let program = place.path().join("guest");
         let script = "#!/bin/sh\nexec 3<&0\nsetsid sh -c 'echo > \"$0/ready\"; exec cat \"$0/held\"' \"${0%/*}\" &\n";
-        std::fs::write(&program, script).expect("our own file");
-        std::fs::set_permissions(&program, Permissions::from_mode(0o700)).expect("our own file");
-        let guest = Guest::spawn(&program, &start()).expect("a process");
-        let connection = Connection::new(guest, "any").expect("a socket");
+        let connection = connected(place.path(), script);
         let alive = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
         ready.read_exact(&mut [0]).expect("it is there");
         assert_eq!(alive(), 3, "one for the socket, one for each of two streams");
@@ -298,12 +303,8 @@ mod tests {
         rustix::fs::mknodat(rustix::fs::CWD, &go_on, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).expect("a FIFO");
         let answer = frame::encode_outcome(7, &Outcome::Pass);
         std::fs::write(place.path().join("answer"), answer).expect("our own file");
-        let program = place.path().join("guest");
         let script = "#!/bin/sh\nhere=\"${0%/*}\"\nread line < \"$here/go_on\"\nexec cat \"$here/answer\" >&0\n";
-        std::fs::write(&program, script).expect("our own file");
-        std::fs::set_permissions(&program, Permissions::from_mode(0o700)).expect("our own file");
-        let guest = Guest::spawn(&program, &start()).expect("a process");
-        let connection = Connection::new(guest, "any").expect("a socket");
+        let connection = connected(place.path(), script);
         // The caller does not come on until it has all ended.
         let held = connection.writer.lock().await;
         let caller = Arc::clone(&connection);
