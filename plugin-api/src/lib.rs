@@ -46,6 +46,7 @@ extern crate self as qtasks_plugin_api;
 
 mod answer;
 mod config;
+mod entry;
 mod error;
 mod event;
 mod export;
@@ -71,11 +72,12 @@ pub mod testing;
 
 pub use answer::{Answer, Directive, IntoAnswer};
 pub use config::{ConfigValue, Field, PluginConfig, Schema};
+pub use entry::TaskReturn;
 pub use error::{
     CANCEL_ERROR, CONFIG_ERROR, Error, ErrorBody, PANIC_ERROR, PLUGIN_ERROR, TaskCancelError, TaskError, TaskPluginTriggerError,
 };
 pub use event::{Call, Event, FromCall, RaisedError, TaskBroker, TaskExecutorInfo, TaskFunc, TriggerError};
-pub use export::{Export, Plugin, TaskReturn};
+pub use export::{Export, Plugin};
 pub use guard::guard;
 pub use host::{CancelFlag, Host, HostServices, Init, Level, LogLine};
 pub use json::{Json, from_object};
@@ -88,9 +90,10 @@ pub use trigger::Trigger;
 pub mod __private {
     pub use crate::abi::exported::Root;
     pub use crate::config::plain_name;
-    pub use crate::export::{Entry, Export, handle, run_task};
+    pub use crate::entry::{Entry, handle, run_task};
     #[cfg(feature = "async")]
-    pub use crate::export::{handle_async, run_task_async};
+    pub use crate::entry::{handle_async, run_task_async};
+    pub use crate::export::Export;
     pub use crate::manifest::{
         Mode, StaticManifest, bytes_of, known_trigger, listed_once, manifest_bytes, manifest_len, task_name, text_of,
     };
